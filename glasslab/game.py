@@ -13,7 +13,7 @@ from glasslab.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Shadows:
-    """The attacker's own models, what they trained on, and what they answer. Never a Zoo, which knows the truth.
+    """The attacker's own models, what they trained on and what they answer (a Zoo knows the truth).
 
     `records` and `member` say which model trained on what; `inside` says it of the candidates (all False
     for foreign shadows). z are the answers about the candidates, one for each of k queries, z_aux those about
@@ -30,7 +30,7 @@ class Shadows:
 
 @dataclass(frozen=True, eq=False)
 class Game:
-    """`model` is None unless the attacker holds the weights; the last four unless its access label grants them."""
+    """`model` is None unless the attacker holds the weights; the last four unless its access grants them."""
 
     oracle: Oracle
     model: nn.Module | None
