@@ -1,0 +1,75 @@
+"""The serial engine: one model after another, channels-last, bfloat16 autocast, data kept on the device."""
+
+import torch
+from torch import Tensor, nn
+
+from glasslab.augment import augment
+from glasslab.recipe import Recipe
+from glasslab.schedule import Job, Patience, order, rate
+
+
+def train(job: Job) -> dict[str, Tensor]:
+    """As glasslab.train.train."""
+    x, y = job.x.to(job.device, memory_format=_layout(job.x)), job.y.to(job.device)
+    states = []
+    for row, seed in zip(job.member, job.seeds, strict=True):
+        model = job.fresh(seed).to(memory_format=_layout(x))
+        with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+            torch.manual_seed(seed)  # dropout draws from the global generator
+            states.append(_one(job, model, x, y, row, torch.Generator().manual_seed(seed)))
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def _one(
+    job: Job, model: nn.Module, x: Tensor, y: Tensor, row: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """One model, from its first weights to its last (or its best on val)."""
+    recipe, patience = job.recipe, Patience(1, job.recipe.patience)
+    optimiser = make_optimiser(recipe, list(model.parameters()), x.device)
+    best, step = None, 0
+    for _ in range(recipe.epochs):
+        for rows in order(row, job.steps, recipe.batch, generator).to(x.device):
+            for group in optimiser.param_groups:
+                group["lr"] = rate(recipe, step, job.steps * recipe.epochs)
+            batch = augment(x[rows], recipe.augment, generator) if recipe.augment else x[rows]
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                z = model(batch)
+            optimiser.zero_grad()
+            job.mean_loss(z.float(), y[rows]).backward()
+            optimiser.step()
+            step += 1
+        job.tick(1)
+        if job.val is not None and patience.better(_loss(job, model)[None]).item():
+            best = _state(model)
+        if job.val is not None and patience.over:
+            break
+    return best or _state(model)
+
+
+def make_optimiser(recipe: Recipe, parameters: list[Tensor], device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimiser, fused where torch has that."""
+    lr, decay, fused = recipe.lr, recipe.weight_decay, device.type in ("cpu", "cuda")
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=decay, fused=fused)
+    adam = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
+    return adam(parameters, lr=lr, weight_decay=decay, fused=fused)
+
+
+@torch.no_grad()
+def _loss(job: Job, model: nn.Module) -> Tensor:
+    """Mean loss on val, in eval mode and float32; the model goes on in train mode."""
+    assert job.val is not None
+    val = job.val.to(job.device)
+    model.eval()
+    batches = zip(val.x.split(256), val.y.split(256), strict=True)
+    total = sum((job.mean_loss(model(x), y) * len(y) for x, y in batches), torch.zeros((), device=job.device))
+    model.train()
+    return total.cpu() / len(val)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.ndim == 4 else torch.contiguous_format
