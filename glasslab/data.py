@@ -14,8 +14,8 @@ from torch import Tensor
 class Data:
     """n records x with labels y in 0 .. classes - 1; images are channels-first in [0, 1], table rows floats.
 
-    Raises ValueError on unequal lengths, no record at all, NaN or infinite features, fewer than two
-    classes, or a label outside 0 .. classes - 1.
+    Raises ValueError on features that are no floats or labels that are, unequal lengths, no record at all,
+    NaN or infinite features, fewer than two classes, or a label outside 0 .. classes - 1.
     """
 
     x: Float[Tensor, "n *d"]
@@ -24,6 +24,8 @@ class Data:
     name: str
 
     def __post_init__(self) -> None:
+        if not self.x.is_floating_point() or self.y.is_floating_point():
+            raise ValueError(f"x must hold floats and y integers, got {self.x.dtype} and {self.y.dtype}")
         if len(self.x) != len(self.y):
             raise ValueError(
                 f"x and y must be equally long, got {len(self.x)} records and {len(self.y)} labels"
@@ -32,7 +34,7 @@ class Data:
             raise ValueError(f"x must hold at least one record, got none in {self.name!r}")
         if self.classes < 2:
             raise ValueError(f"classes must be 2 or more, got {self.classes}")
-        bad = ~self.x.isfinite().flatten(1).all(1)
+        bad = ~self.x.isfinite().reshape(len(self.x), -1).all(1)
         if bad.any():
             raise ValueError(
                 f"x must be finite, got NaN or infinite features in {int(bad.sum())} of {len(bad)} records, "
@@ -61,7 +63,7 @@ class Data:
         sha = hashlib.sha256(str(self.classes).encode())
         for t in (self.x, self.y):
             sha.update(f"{t.dtype} {tuple(t.shape)}".encode())
-            sha.update(t.cpu().contiguous().numpy().tobytes())
+            sha.update(t.cpu().contiguous().view(-1).numpy().data)
         return sha.hexdigest()
 
     def __getitem__(self, rows: Tensor) -> "Data":
@@ -74,6 +76,8 @@ class Data:
 
 def all_classes(data: Data) -> Data:
     """The same data; ValueError where a class has no record, since its models could never learn it."""
+    if data.classes > len(data):
+        raise ValueError(f"y must hold every class 0 .. {data.classes - 1}, got {len(data)} records")
     empty = [c for c, count in enumerate(data.counts) if not count]
     if empty:
         raise ValueError(

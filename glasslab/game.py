@@ -1,14 +1,21 @@
 """One target, its candidate records, and what the attacker holds. Never the truth."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, overload
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from glasslab.data import Data
+from glasslab.masks import Mask
 from glasslab.oracle import Oracle
 from glasslab.recipe import Recipe
+from glasslab.split import leave_one_out
+from glasslab.zoo import Zoo
+
+Reveals = Literal["probabilities", "labels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,3 +51,121 @@ class Game:
     checkpoints: Sequence[nn.Module] | None = None
     known: Bool[Tensor, "n"] | None = None
     steps: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Models(Sequence[nn.Module]):
+    """Models that are read from disk when they are asked for, each time anew."""
+
+    load: Callable[[int], nn.Module]
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, i: int) -> nn.Module: ...
+    @overload
+    def __getitem__(self, i: slice) -> "Models": ...
+    def __getitem__(self, i: int | slice) -> "nn.Module | Models":
+        return Models(self.load, self.rows[i]) if isinstance(i, slice) else self.load(self.rows[i])
+
+
+def game(
+    zoo: Zoo,
+    a: int,
+    *,
+    shadows: Zoo | None = None,
+    reveals: Reveals = "probabilities",
+    mask: Sequence[Mask] = (),
+    budget: int | None = None,
+    weights: bool = False,
+    queries: int = 1,
+) -> Game:
+    """Target `a` against an attacker that holds the shadows of this zoo, or of another one.
+
+    All targets share one `Shadows` object, so that what is fitted to it is fitted once. `weights` grants the
+    model itself. Raises ValueError where there is no such target, and for shadows of other records' shape.
+    """
+    held = _shadows(zoo, zoo if shadows is None else shadows, tuple(mask), queries)
+    return _game(zoo, zoo.target(a), held, reveals, mask, budget, weights)
+
+
+def mock_game(
+    zoo: Zoo,
+    j: int,
+    *,
+    shadows: Zoo | None = None,
+    reveals: Reveals = "probabilities",
+    mask: Sequence[Mask] = (),
+    budget: int | None = None,
+    weights: bool = False,
+    queries: int = 1,
+) -> Game:
+    """Shadow `j` plays the target; its truth is `zoo.shadow_member[j]`. The attacker holds m - 2 others.
+
+    z and `inside` have equal counts a record (`split.leave_one_out`); a row of them is no longer one model.
+    `models`, their `member` rows and z_aux are those of the zoo without `j` and its complement, which makes
+    counts equal too. Nothing is left out of another zoo's shadows, unless its row `j` is the same.
+    """
+    target = zoo.shadow(j)
+    held = _shadows(zoo, zoo if shadows is None else shadows, tuple(mask), queries)
+    if j < len(held.inside) and torch.equal(held.inside[j], zoo.shadow_member[j]):
+        held = _without(held, j)
+    return _game(zoo, target, held, reveals, mask, budget, weights)
+
+
+def _game(
+    zoo: Zoo,
+    target: nn.Module,
+    shadows: Shadows,
+    reveals: Reveals,
+    mask: Sequence[Mask],
+    budget: int | None,
+    weights: bool,
+) -> Game:
+    oracle = Oracle(target, reveals=reveals, mask=mask, budget=budget)
+    model = target if weights else None
+    return Game(oracle, model, zoo.pool.x, zoo.pool.y, zoo.data.classes, zoo.recipe, shadows, zoo.aux)
+
+
+def _shadows(zoo: Zoo, source: Zoo, mask: tuple[Mask, ...], queries: int) -> Shadows:
+    """The shadows of `source`, asked about the candidates and aux of `zoo`; made once in a process."""
+    which = ("shadows", zoo.pool.digest, zoo.aux.digest, mask, queries)
+    if which not in source.memo:
+        z = source.answers(on=zoo.pool, mask=mask, queries=queries)
+        z_aux = source.answers(on=zoo.aux, mask=mask)[:, :, 0]
+        models = Models(source.shadow, range(len(z)))
+        member = source.shadow_member
+        source.memo[which] = Shadows(models, source.pool, member, _inside(zoo.pool, source), z, z_aux)
+    return source.memo[which]
+
+
+def _inside(candidates: Data, source: Zoo) -> Bool[Tensor, "m n"]:
+    """Which candidates each shadow trained on; found by content where the shadows have their own pool."""
+    if source.pool.digest == candidates.digest:
+        return source.shadow_member
+    places: dict[bytes, list[int]] = {}
+    for i, record in enumerate(_bytes(candidates)):
+        places.setdefault(record, []).append(i)
+    inside = torch.zeros(len(source.shadow_member), len(candidates)).bool()
+    for j, record in enumerate(_bytes(source.pool)):
+        for i in places.get(record, ()):
+            inside[:, i] |= source.shadow_member[:, j]
+    return inside
+
+
+def _bytes(data: Data) -> list[bytes]:
+    """Each record and its label."""
+    x, y = data.x.cpu().reshape(len(data), -1).contiguous().numpy(), data.y.tolist()
+    return [row.tobytes() + str(label).encode() for row, label in zip(x, y, strict=True)]
+
+
+def _without(shadows: Shadows, j: int) -> Shadows:
+    """What is left of a zoo's own shadows when number j plays the target."""
+    z, inside = leave_one_out(j, shadows.z, shadows.inside)
+    others = [i for i in range(len(shadows.z)) if i // 2 != j // 2]
+    models = Models(shadows.models.__getitem__, others)
+    return replace(
+        shadows, models=models, member=shadows.member[others], inside=inside, z=z, z_aux=shadows.z_aux[others]
+    )

@@ -69,8 +69,8 @@ def shadow_rows(m: int, n: int, seed: int) -> Bool[Tensor, "{m} {n}"]:
     Block b depends on (n, seed, b) alone, so 64 rows extended to 128 equal 128 drawn at once.
     ValueError if m is odd.
     """
-    if m % 2:
-        raise ValueError(f"the number of shadow models must be even, got {m}")
+    if m % 2 or m < 0:
+        raise ValueError(f"m, the number of shadow models, must be even, got {m}")
     blocks = [torch.randperm(n, generator=stream(seed, "shadow", b)) < n // 2 for b in range(m // 2)]
     return torch.stack([row for half in blocks for row in (half, ~half)]) if m else torch.zeros(0, n).bool()
 
@@ -91,13 +91,15 @@ def leave_one_out(
     is no longer one model. Raises ValueError where the counts differ all the same (Cure 2 of the protocol).
     """
     m = len(member)
+    if m % 2 or not 0 <= a < m:
+        raise ValueError(f"a must be one of an even number of models, got model {a} of {m}")
     others = torch.arange(m) != a
     kept = member[others]
     each = m // 2 - 1
     if each < 1 or (kept.sum(0) < each).any() or ((~kept).sum(0) < each).any():
         least = min(int(kept.sum(0).min()), int((~kept).sum(0).min()))
         raise ValueError(f"member must leave {max(each, 1)} models a side without model {a}, got {least}")
-    first = [side.int().argsort(0, descending=True, stable=True)[:each] for side in (kept, ~kept)]
+    first = [side.int().argsort(dim=0, descending=True, stable=True)[:each] for side in (kept, ~kept)]
     rows = others.nonzero().squeeze(1)[torch.cat(first)]
     index = rows.reshape(*rows.shape, *[1] * (S.ndim - 2)).expand(-1, -1, *S.shape[2:])
     return S.gather(0, index), member.gather(0, rows)
@@ -106,7 +108,7 @@ def leave_one_out(
 def _equal_records(x: Tensor) -> Int[Tensor, "n"]:
     """One number a record, the same for records that are equal byte for byte."""
     first: dict[bytes, int] = {}
-    rows = x.flatten(1).cpu().contiguous().numpy()
+    rows = x.reshape(len(x), -1).cpu().contiguous().numpy()
     keys = (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
     return torch.tensor([first.setdefault(key, i) for i, key in enumerate(keys)])
 

@@ -23,7 +23,7 @@ SLICE = 8
 
 
 class FunctionalStack:
-    """m models of any net without BatchNorm, by torch.func. DenseStack is the same by hand, for dense nets."""
+    """m models of any net without BatchNorm, by torch.func; DenseStack does it by hand for dense ones."""
 
     def __init__(self, models: Sequence[nn.Module], job: Job) -> None:
         self.net, self.loss = models[0], vmap(job.mean_loss)

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: compare test slow table format clean
+
+compare: .venv/installed       ## the main job: train the zoo, run the attacks, print the table
+	$(BIN)/glasslab compare $(ARGS)
+
+test: .venv/installed-dev      ## lint, format, types, the suite without what is slow, the README's table
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m benchmark.readme --check
+
+slow: .venv/installed-dev      ## the tests that `make test` leaves out
+	$(BIN)/pytest -m slow $(ARGS)
+
+table: .venv/installed-dev     ## rebuild the README's table from benchmark/results
+	$(BIN)/python -m benchmark.readme
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv runs zoo .pytest_cache .mypy_cache .ruff_cache

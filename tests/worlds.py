@@ -1,0 +1,65 @@
+"""Worlds with a known answer. Every attack can be asked: do you find what is there, and only that?"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from glasslab.data import Data
+from glasslab.game import Game, Shadows
+from glasslab.oracle import Oracle
+from glasslab.recipe import Recipe
+from glasslab.split import shadow_rows, stream, target_rows
+
+
+def gaussian(
+    leak: float, m: int, n: int, seed: int = 0, spread: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(phi, shadow_phi, shadow_member, truth): N(hard, 1), for members N(hard + leak, spread^2).
+
+    At spread 1 no attack can have AUC above Phi(leak / sqrt 2) (Neyman-Pearson).
+    """
+    g = stream(seed, "gaussian")
+    hard = 3 * torch.randn(n, generator=g, dtype=torch.float64)
+    shadow_member, truth = shadow_rows(m, n, seed), target_rows(1, n, seed)
+
+    def seen(member: Tensor) -> Tensor:
+        noise = torch.randn(member.shape, generator=g, dtype=torch.float64)
+        return hard + leak * member + torch.where(member, spread, 1.0) * noise
+
+    return seen(truth)[0], seen(shadow_member), shadow_member, truth[0]
+
+
+def null(m: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(S, member): signals that know nothing of the balanced rows beside them."""
+    return torch.randn(m, n, generator=stream(seed, "null"), dtype=torch.float64), shadow_rows(m, n, seed)
+
+
+def ridge(
+    *, leaks: bool, seed: int, n: int = 400, d: int = 40, c: int = 5, m: int = 16
+) -> tuple[Game, Tensor]:
+    """A game with real models and its truth: ridge classifiers on noise with coin-flip labels.
+
+    Closed form, so milliseconds. A target that leaks learned its members by heart; the other one
+    learned as many fresh records, so that no score can tell its candidates apart.
+    """
+    g = stream(seed, "ridge")
+    pool, aux, fresh = (
+        Data(torch.randn(n, d, generator=g), torch.randint(c, (n,), generator=g), c, name)
+        for name in ("pool", "aux", "fresh")
+    )
+    member, truth = shadow_rows(m, n, seed), target_rows(1, n, seed)[0]
+    models = [_fitted(pool[row]) for row in member]
+    target = _fitted((pool if leaks else fresh)[truth])
+    with torch.no_grad():
+        z, z_aux = (torch.stack([model(data.x) for model in models]) for data in (pool, aux))
+    shadows = Shadows(models, pool, member, member, z[:, :, None], z_aux)
+    return Game(Oracle(target), target, pool.x, pool.y, c, Recipe(), shadows, aux), truth
+
+
+def _fitted(data: Data) -> nn.Module:
+    """A linear classifier by ridge regression on the one-hot labels, made confident by a factor 4."""
+    x, d = data.x, data.x.shape[1]
+    model = nn.Linear(d, data.classes, bias=False).eval()
+    w = torch.linalg.solve(x.T @ x + torch.eye(d), x.T @ one_hot(data.y, data.classes).float())
+    model.weight.data = 4 * w.T
+    return model

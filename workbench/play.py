@@ -1,0 +1,87 @@
+"""One attack against one target: fresh oracle, the access that the attack's row names, what it cost."""
+
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from jaxtyping import Float64
+from torch import Generator, Tensor
+
+from glasslab.checks import Floored
+from glasslab.game import Game
+from workbench.attacks import Attack
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """What came out: a score, or the error in its way; wall seconds, rows asked, what was floored."""
+
+    score: Float64[Tensor, "n"] | None = None
+    seconds: float | None = None
+    queries: int | None = None
+    notes: str | None = None
+    error: str | None = None
+
+
+def granted(game: Game, attack: Attack) -> Game:
+    """The game with a fresh oracle that reveals what the attack may see, and nothing else.
+
+    Raises ValueError where it needs the weights and the game has none.
+    """
+    if attack.access == "weights" and game.model is None:
+        raise ValueError("game must hold the model for an attack that needs the weights, got None")
+    shut = attack.access in ("nothing", "weights")
+    oracle = replace(
+        game.oracle,
+        reveals="labels" if attack.access == "labels" else "probabilities",
+        budget=0 if shut else game.oracle.budget,
+    )
+    return replace(game, oracle=oracle, model=game.model if attack.access == "weights" else None)
+
+
+def play(
+    attack: Attack, game: Game, generator: Generator, settings: Mapping[str, Any] | None = None
+) -> Played:
+    """Runs it. An exception becomes the error, whatever it is; Ctrl-C passes through."""
+    start = perf_counter()
+    try:
+        own, notes = granted(game, attack), list[str]()
+        with _floored(notes):
+            score = attack.run(own, generator, **(settings or {}))
+        _check(score, len(game.y))
+    except Exception as error:
+        return Played(seconds=perf_counter() - start, error=_line(error))
+    seconds = perf_counter() - start
+    return Played(score.detach().cpu().double(), seconds, own.oracle.queries, "; ".join(notes) or None)
+
+
+@contextmanager
+def _floored(notes: list[str]) -> Iterator[None]:
+    """Collects what was floored, each line once; other warnings go where they would have gone."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Floored)
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, Floored):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif str(warning.message) not in notes:
+            notes.append(str(warning.message))
+
+
+def _check(score: Tensor, n: int) -> None:
+    if tuple(score.shape) != (n,):
+        raise ValueError(f"an attack must give one score a record, [{n}], got {list(score.shape)}")
+    if not score.isfinite().all():
+        raise ValueError(f"scores must be finite, got {int((~score.isfinite()).sum())} NaN or infinite")
+
+
+def _line(error: Exception) -> str:
+    """Kind and text of an error in one line, and where it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
