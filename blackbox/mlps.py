@@ -88,14 +88,16 @@ def train(
     """
     mean = torch.stack([e.x.double().mean(0) for e in examples])
     spread = torch.stack([e.x.double().std(0, correction=0) for e in examples])
-    spread = torch.where(spread > 0, spread, 1.0)
+    spread = torch.where(spread > 1e-12 * mean.abs(), spread, 1.0)  # of a constant it is rounding
     own, unseen = (
         [_scaled(*each) for each in zip(side, mean, spread, strict=True)] for side in (examples, held)
     )
     x, t, g = torch.cat([e.x for e in own]), torch.cat([e.t for e in own]), len(own)
     w, stops = _initial(g, x.shape[1], hidden, generator), any(len(e.t) for e in unseen)
     optimiser = torch.optim.Adam(w, lr=training.lr, weight_decay=training.l2, fused=True)
-    best = _Best(w, torch.full((g,), torch.inf), torch.zeros(g, dtype=torch.long))
+    best = _Best(
+        [v.detach().clone() for v in w], torch.full((g,), torch.inf), torch.zeros(g, dtype=torch.long)
+    )
     for _ in range(training.epochs):
         for rows in _epoch([len(e.t) for e in own], training.batch, generator):
             optimiser.zero_grad()

@@ -90,9 +90,9 @@ def attack_model(
 
     `features="log"` takes log p (of answers that hide nothing: complete masked ones first). With
     `per_class=False` one MLP learns from the sorted answers and the one-hot label. An MLP sees `pairs` pairs
-    at most, as many in as out in each class. A tenth of the shadows is held out for early stopping; where that
-    leaves a part without members or non-members, as of a single shadow, all epochs are run. A class with fewer
-    than 20 pairs a side goes by the one MLP for all, and is counted in a Floored warning.
+    at most, as many in as out in each class. A tenth of the shadows is held out for early stopping; where it
+    cannot be, as of a single shadow, because a part would lack members or non-members, all epochs are run.
+    A class with fewer than 20 pairs a side goes by the one MLP for all, and is counted in a Floored warning.
     Raises ValueError on NaN or infinite answers, on labels outside 0..c-1, and where no class has both sides.
     """
     m, _, c = shadow_p.shape

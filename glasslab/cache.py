@@ -86,7 +86,7 @@ def _digest(t: Tensor) -> str:
 
 def _npy(models: int, rows: Iterator[Tensor]) -> Iterator[bytes]:
     """The bytes of a .npy file whose leading axis is models; only one row is held at a time."""
-    first = next(rows).numpy()
+    first, held = next(rows).numpy(), 1
     head = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, head | {"shape": (models, *first.shape)})
@@ -98,6 +98,8 @@ def _npy(models: int, rows: Iterator[Tensor]) -> Iterator[bytes]:
                 f"signal must have one shape for all models, {first.shape}, got {tuple(row.shape)}"
             )
         yield row.numpy().tobytes()
+        held += 1
+    assert held == models, f"{held} rows for {models} models"
 
 
 def _whole(path: Path) -> bool:

@@ -49,9 +49,9 @@ def check(
 def told_apart(x: Float[Tensor, "n *d"], member: Bool[Tensor, "*t n"]) -> list[str]:
     """One line for each target whose members a linear classifier finds from the records alone.
 
-    Ridge regression of the truth on standardised features, learned on half of at most 4,000 records and tried
-    on the other. Where it beats chance, attacks may have found a difference between data sets and not what the
-    model leaked. Chance of a false alarm: 0.001 in all.
+    Ridge regression of the truth on standardised features, learned on half of at most 4,000 records and
+    tried on the other. Where it beats chance, attacks may have found a difference between data sets and not
+    what the model leaked. Chance of a false alarm: 0.001 in all.
     """
     rows = torch.randperm(len(x), generator=stream("told apart"))[:RECORDS]
     seen, left = rows.tensor_split(2)

@@ -73,7 +73,7 @@ class Zoo:
         store = Store(Path(folder))
         head = store.manifest()
         plan = reopen(head, load(head["data"]["name"]) if data is None else data, net)
-        asked: Asked = head["asked"]
+        asked: Asked = {"shadow": 0, "target": 0} | head["asked"]
         lost = [chunk.name for chunk in missing(plan, store, asked)]
         if lost or not any(asked.values()):
             which = f"no {lost[0]}" if lost else "none that was ever finished"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,9 +18,11 @@ import torch
 from glasslab import growth, results, store
 from glasslab.data import Data
 from glasslab.recipe import Recipe
+from glasslab.train import train
 from glasslab.zoo import Zoo
 
 RECIPE = Recipe(net="mlp", hidden=(8,), epochs=4, batch=16, scale="none")
+RESOLVED = replace(RECIPE, engine="stacked", precision="float32")
 
 
 def made(seed=0, n=200, shape=(6,), classes=3):
@@ -47,6 +50,25 @@ def starts(folder):
     """Names of the chunks that were begun, in order."""
     lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     return [line["chunk"] for line in lines if line["event"] == "start"]
+
+
+def interrupted(chunk):
+    """An engine that is interrupted as by Ctrl-C in chunk number `chunk`, counted from its first call."""
+    calls = []
+
+    def broken(*arguments, tick, **keywords):
+        calls.append(chunk)
+
+        def once(models):
+            if len(calls) == chunk + 1:
+                calls.append(chunk)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+            tick(models)
+
+        return train(*arguments, tick=once, **keywords)
+
+    return broken
 
 
 class Server:
@@ -132,7 +154,7 @@ def work(root, last=None, shadows=32, targets=4, meet=0, notes=None, hold=None, 
     when this process waits for a chunk of another's, which it lets go first. `notes` get the moments.
     """
     torch.set_num_threads(1)
-    root, train, sleep = Path(root), growth.train, time.sleep
+    root, sleep = Path(root), time.sleep
     moments = Moments(last, str(root))
 
     def watched(*arguments, tick, **keywords):

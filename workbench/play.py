@@ -51,7 +51,7 @@ def play(
     start = perf_counter()
     try:
         own, notes = granted(game, attack), list[str]()
-        with _floored(notes):
+        with floored(notes):
             score = attack.run(own, generator, **(settings or {}))
         _check(score, len(game.y))
     except Exception as error:
@@ -61,7 +61,7 @@ def play(
 
 
 @contextmanager
-def _floored(notes: list[str]) -> Iterator[None]:
+def floored(notes: list[str]) -> Iterator[None]:
     """Collects what was floored, each line once; other warnings go where they would have gone."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Floored)

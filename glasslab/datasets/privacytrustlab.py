@@ -67,8 +67,9 @@ def _data(name: str, root: Path) -> Data:
     else:
         raise missing(name, f"{name}.npz or {source.archive}", root, SOURCE)
     counted = labels(y)
-    from_one = len(counted) > 0 and counted.min() == 1 and counted.max() == source.classes
-    return Data(features(x), counted - int(from_one), source.classes, name)
+    if len(counted) and counted.min() == 1:
+        counted = counted - 1  # the archives count from 1; what lacks class 0 only is refused all the same
+    return Data(features(x), counted, source.classes, name)
 
 
 def _apart(tables: list[Array]) -> tuple[Array, Array]:

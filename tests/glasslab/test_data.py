@@ -84,7 +84,8 @@ def test_digest_is_the_content_and_not_the_name():
     same.append(replace(data, x=data.x.t().contiguous().t()))  # other strides, same records
     assert {other.digest for other in same} == {data.digest}
     x, y = data.x, data.y
-    turned = torch.tensor(x.numpy().view("int32") ^ 1).view(torch.float32)  # the last bit of each feature
+    turned = x.clone()
+    turned.view(torch.int32)[-1, -1] ^= 1  # the last bit of the last feature
     others = [
         replace(data, classes=3),
         replace(data, x=turned),

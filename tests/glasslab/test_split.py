@@ -108,6 +108,7 @@ def test_targets_are_fair_coins_that_know_nothing_of_each_other():
     between = torch.corrcoef(rows) - torch.eye(len(rows))
     assert between.abs().max() < 6 / n**0.5
     assert not torch.equal(target_rows(1, n, 0), target_rows(1, n, 1))
+    assert not torch.equal(target_rows(1, n, 0)[0], torch.rand(n, generator=stream(0, "shadow", 0)) < 0.5)
     assert target_rows(0, 5, 0).shape == (0, 5)
 
 

@@ -14,11 +14,11 @@ FETCHERS = {"olivetti": "fetch_olivetti_faces", "lfw": "fetch_lfw_people", "adul
 
 @pytest.mark.parametrize(("name", "fetcher"), FETCHERS.items())
 def test_a_failed_fetch_leaves_nothing_behind(name, fetcher, tmp_path, monkeypatch, refused):
-    def fails(*arguments: object, data_home: str, **settings: object) -> None:
+    def fails(data_home: str) -> None:
         (Path(data_home) / "half.pkz").write_bytes(b"half")
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr(f"sklearn.datasets.{fetcher}", fails)
+    monkeypatch.setattr(f"sklearn.datasets.{fetcher}", lambda *_, **settings: fails(settings["data_home"]))
     said = refused(name, tmp_path / "root", download=True)
     assert said.startswith(f"{name} needs {'olivetti_faces' if name == 'olivetti' else name}.npz")
     assert "the download failed (no route to host)" in said
