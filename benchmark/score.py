@@ -1,15 +1,17 @@
 """LiRA for all targets of a zoo at once: seconds, memory, and how both grow.
 
-Signals as a zoo keeps them, phi Float64[m k n] in one file per kind, mapped into memory; made up here, in a
-temporary folder, for time does not depend on the values. Each size runs in a fresh process, three times.
+    python -m benchmark.score
 
-seconds        from the files to all scores: map, fit, ratio. `first` is the first run of a fresh process, with
-               its page faults; the files themselves are in the system's page cache, as they were just written.
-peak_gib       the most that the process held in memory (VmHWM), less the resident pages of the mapped files;
-               interpreter and libraries (`import_gib`) are counted in. All pages of the files are resident from
-               the first run on, so the difference is exact for the two runs after it.
-textbook       Algorithm 1 as a loop over records with scipy.stats.norm, timed on 200 records of the main size
-               and multiplied up to all of them; its scores must equal ours.
+Signals as a zoo keeps them, phi Float64[m k n] in one file a kind, mapped into memory. They are made up, in a
+temporary folder: time does not depend on the values. Each size runs three times in a fresh process (Linux).
+
+seconds    the median of the three, from the mapped files to the scores of all targets: fit and ratio. `first`
+           is the first of them, page faults included; the files, just written, are in the system's cache.
+peak_gib   the most that the process held in memory (VmHWM), less the pages of the mapped files that are in
+           memory at the end; interpreter and libraries (`import_gib`) are counted in. From the second run on
+           all these pages are in memory all the time, so the difference is what the rest took at its peak.
+textbook   Algorithm 1 as a loop over records with scipy.stats.norm, on the first 200 records of the main
+           size, multiplied up to all of them. Its scores must equal ours.
 """
 
 import math
@@ -22,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,29 +52,26 @@ class Size:
     queries: int = 2
 
 
-AXES = {
-    "records": (12_500, 25_000, 50_000, 100_000),
-    "models": (64, 128, 256, 512),
-    "targets": (8, 64, 128, 256),
-}
+SIZE = Size()
+AXES = {"records": (1 / 4, 1 / 2, 1, 2), "models": (1 / 4, 1 / 2, 1, 2), "targets": (1, 8, 16, 32)}
+Row = dict[str, Any]
 
 
-def main(seed: int = 0, size: Size = Size(), name: str = "score") -> None:  # noqa: B008 (frozen)
-    """Measures, prints, and writes benchmark/results/NAME.json."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for axis, values in AXES.items():
-            scale = getattr(size, axis) / getattr(Size(), axis)
-            for value in values:
-                each = replace(size, **{axis: round(value * scale)})
-                rows.append({"axis": axis, **asdict(each), **measure(each, seed, Path(folder))})
-                print(rows[-1], file=sys.stderr)
-        loop = textbook(size, seed, Path(folder))
-    own = next(row for row in rows if row["axis"] == "records" and row["records"] == size.records)
-    show(rows, loop, own)
+def main(seed: int = 0, size: Size = SIZE, folder: Path = record.RESULTS) -> None:
+    """Measures, prints, and writes score.json into `folder`; the axes scale with `size`."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as files:
+        for axis, factors in AXES.items():
+            for factor in factors:
+                each = replace(size, **{axis: round(getattr(size, axis) * factor)})
+                rows.append({"axis": axis, **asdict(each), **measure(each, seed, Path(files))})
+        slow = textbook(size, seed, Path(files))
+    own = rows[AXES["records"].index(1)]
+    show(rows, f"{slow:.0f} s (from {SAMPLE} records), {slow / own['seconds']:.0f} times ours")
     figures = {"lira_all_targets_seconds": own["first"], "lira_peak_gib": own["peak_gib"]}
-    rows.append({"axis": "textbook", **asdict(size), "seconds": loop, "sampled_records": SAMPLE})
-    record.write(name, f"python -m benchmark.score --seed {seed}", seed, figures, rows)
+    rows.append({"axis": "textbook", **asdict(size), "seconds": slow, "sampled_records": SAMPLE})
+    command = " ".join(["python -m benchmark.score", *sys.argv[1:]])
+    record.write("score", command, seed, figures, rows, folder)
 
 
 def measure(size: Size, seed: int, folder: Path) -> dict[str, float]:
@@ -147,23 +147,23 @@ def textbook(size: Size, seed: int, folder: Path) -> float:
 
 def loop(phi: np.ndarray, S: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Scores [t] of one record, from phi [t k] and S [m k]."""
-    scores = np.zeros(phi.shape)
+    scores: np.ndarray = np.zeros(phi.shape)
     for q in range(S.shape[1]):
         x_in, x_out = S[inside, q], S[~inside, q]
         laws = [norm(np.median(x), np.std(x)) for x in (x_in, x_out)]
         for a in range(len(phi)):
             scores[a, q] = laws[0].logpdf(phi[a, q]) - laws[1].logpdf(phi[a, q])
-    return scores.mean(1)
+    return np.asarray(scores.mean(1))
 
 
-def growth(rows: list[dict], axis: str) -> float:
-    """Exponent of the median seconds between the smallest and the largest size: 1 is linear."""
+def growth(rows: list[Row], axis: str) -> float:
+    """Exponent of the seconds between the smallest and the largest size: 1 is linear."""
     ends = [row for row in rows if row["axis"] == axis]
     first, last = ends[0], ends[-1]
     return math.log(last["seconds"] / first["seconds"]) / math.log(last[axis] / first[axis])
 
 
-def show(rows: list[dict], loop_seconds: float, own: dict) -> None:
+def show(rows: list[Row], slow: str) -> None:
     table = Table("axis", "records", "models", "targets", "seconds", "first", "peak GiB", "mapped GiB")
     for row in rows:
         sizes = [f"{row[name]:,}" for name in ("records", "models", "targets")]
@@ -173,9 +173,7 @@ def show(rows: list[dict], loop_seconds: float, own: dict) -> None:
     console.print(table)
     for axis in AXES:
         console.print(f"seconds grow as {axis} ^ {growth(rows, axis):.2f}")
-    console.print(
-        f"textbook loop: {loop_seconds:.0f} s (from {SAMPLE} records), {loop_seconds / own['seconds']:.0f} times ours"
-    )
+    console.print(f"textbook loop: {slow}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark import record
 from glasslab.data import Data
-from glasslab.datasets import home, load
+from glasslab.datasets import load
+from glasslab.datasets.place import home
 from glasslab.nets import build
 from glasslab.recipe import Recipe
 from glasslab.split import shadow_rows, split
@@ -122,7 +123,7 @@ def measure(case: Case, peak: dict[str, float]) -> list[Row]:
 
 def ours(net: Callable[[], nn.Module], recipe: Recipe, pool: Data, member: Tensor) -> list[nn.Module]:
     """The models of the rows of `member`, in chunks of 16."""
-    models = []
+    models: list[nn.Module] = []
     for rows in member.split(16):
         state = train(net, recipe, pool.x, pool.y, rows, range(len(models), len(models) + len(rows)))
         models += [_load(net, state, i) for i in range(len(rows))]

@@ -20,7 +20,8 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float64, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as dump
 from torch import Tensor
 
 FILES = ("results.parquet", "scores.safetensors", "curves.parquet", "results.json")  # the last one completes
@@ -59,7 +60,7 @@ def save(folder: str | Path, results: Results) -> Path:
     text = json.dumps(strict(document), indent=1, allow_nan=False)
     write: dict[str, Callable[[Path], Any]] = {
         "results.parquet": lambda path: pd.DataFrame(strict(results.rows)).to_parquet(path, index=False),
-        "scores.safetensors": lambda path: save_file(tensors, path),
+        "scores.safetensors": lambda path: path.write_bytes(dump(tensors)),
         "curves.parquet": lambda path: results.curves.to_parquet(path, index=False),
         "results.json": lambda path: path.write_text(text + "\n"),
     }

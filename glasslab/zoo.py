@@ -30,11 +30,11 @@ class Zoo:
     `memo` keeps what was made of this zoo in this process, for who would otherwise make it again.
     """
 
-    design: Design
+    design: Design = field(repr=False)
     store: Store
     device: str
-    shadow_member: Bool[Tensor, "m n"]
-    target_member: Bool[Tensor, "t n"]
+    shadow_member: Bool[Tensor, "m n"] = field(repr=False)
+    target_member: Bool[Tensor, "t n"] = field(repr=False)
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -2,11 +2,13 @@
 
 `roc`: the steps of an attack over all targets, x = FPR, y = TPR; points on a straight line are left out.
 `per_record`: y = TPR of a record at `rate`; `estimator` says which of the three it is.
+`null`: x = FPR, y = the least or the most TPR (`side` low, high) that chance gives in 95 % of cases.
 `phi`: y = log-odds of a record under one model; `side` is in, out (shadows), target in, target out; x is the
-quantile of mu_in - mu_out at which the record was chosen.
+quantile of mu_in - mu_out at which the record was chosen. `normal`: x, y = location and spread of its sides.
 """
 
 from collections.abc import Mapping, Sequence
+from math import log10
 from typing import Any
 
 import pandas as pd
@@ -17,6 +19,7 @@ from torch import Tensor
 from glasslab import per_record
 from glasslab.likelihood import Fit
 from glasslab.metrics import RATES, roc
+from glasslab.null_law import null_hits
 
 COLUMNS = ("curve", "attack", "estimator", "rate", "record", "side", "x", "y")
 AT = ("1pct", "0.1pct")
@@ -32,7 +35,7 @@ def curves(scores: Scores, truth: Bool[Tensor, "t n"], records: Int[Tensor, "n"]
             x, y = _corners(score, truth)
             parts.append(_frame(y, {"curve": "roc", "attack": name, "x": x.tolist()}))
             parts += _found(name, score, truth, records)
-    return joined(parts)
+    return joined([*parts, *_chance(truth)])
 
 
 def risks(
@@ -57,7 +60,20 @@ def risks(
         sides = {"in": phi[inside[:, i], i], "out": phi[~inside[:, i], i]}
         sides |= {"target in": target_phi[truth[:, i], i], "target out": target_phi[~truth[:, i], i]}
         parts += [_frame(values, about | {"side": side}) for side, values in sides.items()]
+        for side, mu, sig in (("in", fit.mu_in, fit.sig_in), ("out", fit.mu_out, fit.sig_out)):
+            normal = {"curve": "normal", "record": int(records[i]), "side": side, "x": float(mu[i])}
+            parts.append(_frame(sig[i : i + 1], normal))
     return joined(parts)
+
+
+def _chance(truth: Bool[Tensor, "t n"]) -> list[pd.DataFrame]:
+    """The null law's band, at about 20 rates a decade."""
+    n_pos = int(truth.sum())
+    n_neg = truth.numel() - n_pos
+    k = torch.logspace(0, log10(n_neg), round(20 * log10(n_neg)) + 1).long().unique()[:-1]
+    fpr = [0.0, *(k.double() / n_neg).tolist()]
+    hits = torch.tensor([null_hits(n_pos, n_neg, f) for f in fpr]).double() / n_pos
+    return [_frame(y, {"curve": "null", "side": side, "x": fpr}) for side, y in zip(("low", "high"), hits.T, strict=True)]
 
 
 def _found(

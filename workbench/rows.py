@@ -78,7 +78,7 @@ def summary(runs: Runs, of_targets: Sequence[Row]) -> Row:
         row |= _mean(of_targets) if ring.left_out else _carried(runs, None, score)
         with floored(notes):
             row |= _calibrated(runs, score)
-        notes += check(score, ring.truth, gap=gaps["gap"])
+        row["checks"] = check(score, ring.truth, gap=gaps["gap"])
     paid = [played for played in runs.played if played.queries is not None]
     row |= {"queries": sum(p.queries or 0 for p in paid), "seconds": sum(p.seconds or 0.0 for p in paid)}
     return row | {"notes": "; ".join(notes) or None, "error": runs.error}

@@ -66,7 +66,7 @@ def compare(
             results.save(out, held)  # what was played is on disk before it is measured
         every, pooled = _measured(runs, tick)
         held = replace(held, rows=every, summary=pooled, curves=_curves(zoo, ring, held, mask))
-    held.manifest["checks"] = told_apart(zoo.pool.x, ring.truth)
+    held.manifest["checks"] = _said_of_all(held.summary) + told_apart(zoo.pool.x, ring.truth)
     held.manifest["seconds"] = perf_counter() - start
     if out is not None:
         results.save(out, held)
@@ -149,6 +149,15 @@ def _measured(runs: Sequence[Runs], tick: Tick) -> tuple[list[Row], list[Row]]:
     against = differences(runs)
     pooled = [row | against[row["attack"]] for row in pooled]
     return _even(every), _even(pooled)
+
+
+def _said_of_all(table: Sequence[Row]) -> list[str]:
+    """Doubts that are the same for every attack; the rows keep their own."""
+    said = [row["checks"] for row in table if row["checks"] is not None]
+    common = [line for line in said[0] if all(line in lines for lines in said)] if said else []
+    for lines in said:
+        lines[:] = [line for line in lines if line not in common]
+    return common
 
 
 def _even(table: Sequence[Row]) -> list[Row]:

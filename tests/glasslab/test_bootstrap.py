@@ -97,6 +97,13 @@ def test_same_seed_same_interval_whatever_else():
     assert first == bootstrap(score.double().exp(), member, stream(1), draws=200)
 
 
+@pytest.mark.parametrize(("t", "over"), [(4, "records"), (5, "targets and records")])
+def test_targets_are_drawn_where_there_are_enough(t, over):
+    score, member = world(t, 20, 1.0, stream(0))
+    plain = bootstrap(score, member, stream(1), draws=50)
+    assert plain == bootstrap(score, member, stream(1), over=over, draws=50)
+
+
 WORLDS = {
     "null": (1, 300, {"leak": 0.0}),
     "leak": (1, 300, {"leak": 1.0}),
@@ -187,6 +194,7 @@ def test_p_is_two_sided_and_has_a_floor():
     far = paired(member.double() + score / 1e3, score, member, stream(9), draws=100)["auc"]
     assert far.p == 0.01
     assert far.low > 0
+    assert far.value == pytest.approx(1.0 - auc(score, member))
     back = paired(score, member.double() + score / 1e3, member, stream(9), draws=100)["auc"]
     assert back[:4] == pytest.approx((-far.value, -far.high, -far.low, 0.01))
 
@@ -206,6 +214,7 @@ def test_equal_scores_and_lost_sides_are_defined():
     assert flat["balanced_accuracy"] == (0.5, 0.5)
     assert flat["tpr_at_1pct"] == (0.0, 0.0)
     lost = next(s for s in range(99) if not (next(room._weights(member, stream(s), None, 1))[0, 0]))
-    never = paired(torch.zeros(2, 6), torch.ones(2, 6), member, stream(lost), draws=1)["auc"]
-    assert never == (0.0, None, None, None, None)
-    assert set(bootstrap(torch.zeros(2, 6), member, stream(lost), draws=1).values()) == {None}
+    for side in (member, ~member):
+        never = paired(torch.zeros(2, 6), torch.ones(2, 6), side, stream(lost), draws=1)
+        assert {d[:4] for d in never.values()} == {(0.0, None, None, None)}
+        assert set(bootstrap(torch.zeros(2, 6), side, stream(lost), draws=1).values()) == {None}

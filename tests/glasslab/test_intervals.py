@@ -66,6 +66,29 @@ def test_auc_interval_of_one_target_is_delong():
     assert auc_interval(score, member) == pytest.approx(ends)
 
 
+def test_auc_interval_of_several_targets_adds_both_spreads():
+    score = torch.tensor([[3.0, 1.0, 2.0], [0.0, 2.0, 5.0], [1.0, 4.0, 0.0]])
+    member = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 1, 0]]).bool()
+    inside, outside = score[member].tolist(), score[~member].tolist()
+    area = auc(score, member)
+    share = [[0.0] * 3 for _ in range(3)]
+    for a in range(3):
+        for i in range(3):
+            own, other, sign = (
+                score[a, i].item(),
+                outside if member[a, i] else inside,
+                1 if member[a, i] else -1,
+            )
+            place = sum((own > s) + (own == s) / 2 for s in other) / len(other)
+            side = 9 - len(other)
+            share[a][i] = sign * (place - (area if sign == 1 else 1 - area)) / math.sqrt(side * (side - 1))
+    columns = sum(sum(row[i] for row in share) ** 2 for i in range(3))
+    rows = sum(sum(row) ** 2 for row in share) * 3 / 2
+    half = 1.959963984540054 * math.sqrt(rows + columns) / (area * (1 - area))
+    ends = [1 / (1 + math.exp(-(math.log(area / (1 - area)) + side * half))) for side in (-1, 1)]
+    assert auc_interval(score, member) == pytest.approx(ends)
+
+
 def world(t, n, leak, hard, g):
     """Scores of t targets that share their records' hardness, members `leak` higher."""
     member = torch.rand(t, n, generator=g) < 0.5

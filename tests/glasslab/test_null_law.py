@@ -37,22 +37,22 @@ def test_all_flagged_at_a_rate_of_one():
 
 @pytest.mark.parametrize("hard", [0.0, 3.0])
 def test_pooled_targets_obey_the_same_law(hard):
-    data = list(scoreless(1500, 4, 40, 1, hard=hard))
+    data = list(scoreless(800, 4, 40, 1, hard=hard))
     inside = []
     for score, member in data:
         n_pos = int(member.sum())
         least, most = null_hits(n_pos, 160 - n_pos, 0.05)
         inside.append(least <= tpr_at_fpr(score, member, 0.05).hits <= most)
-    assert sum(inside) / 1500 >= 0.94
+    assert sum(inside) / 800 >= 0.93
     z = torch.tensor([(auc(s, m) - 0.5) / auc_se(int(m.sum()), int((~m).sum())) for s, m in data])
-    assert abs(z.mean()) < 4 / 1500**0.5
-    assert z.std().item() == pytest.approx(1, abs=0.075)
+    assert abs(z.mean()) < 4 / 800**0.5
+    assert z.std().item() == pytest.approx(1, abs=0.1)
 
 
 def test_a_suite_of_checks_seldom_raises_a_false_alarm():
-    # 20 checks a suite: 100 suites, of which 0.1 % may fail
-    failed = [bool(null_breaches(*d, checks=20)) for d in scoreless(2000, 1, 200, 2)]
-    assert sum(failed) <= 2
+    # 20 checks a suite: 50 suites, of which 0.1 % may fail
+    failed = [bool(null_breaches(*d, checks=20)) for d in scoreless(1000, 1, 200, 2)]
+    assert sum(failed) <= 1
 
 
 @pytest.mark.parametrize("leak", [1.0, -1.0])

@@ -34,6 +34,12 @@ def test_empirical_equals_the_metric_of_each_record(fpr, levels):
         assert got.below_resolution[i] == (math.floor(int((~member[:, i]).sum()) * fpr + 1e-9) == 0)
 
 
+def test_29_percent_of_100_targets_is_29():
+    score = torch.cat([torch.arange(100.0), torch.tensor([70.5])])[:, None]
+    assert empirical(score, score == 70.5, 0.29).tpr.tolist() == [1.0]
+    assert empirical(score, score == 70.5, 0.28).tpr.tolist() == [0.0]
+
+
 def test_a_record_without_one_side_has_no_tpr():
     member = torch.tensor([[True, False, True], [True, False, False]])
     score = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])

@@ -54,6 +54,14 @@ def test_intervals_cover_the_rates_of_the_threshold():
     assert (covered >= 0.90 * 300).all()
 
 
+def test_intervals_are_those_of_the_counts():
+    member = torch.arange(50) < 10
+    found = realised(torch.arange(50.0) % 8, member, 5.5)
+    assert found.point[3:] == (2, 10)  # 6 and 7 of ten; the pairs among 10 .. 49
+    assert found.tpr == clopper_pearson(2, 10)
+    assert found.fpr == clopper_pearson(10, 40)
+
+
 def test_a_shifted_target_shows_another_rate():
     g = torch.Generator().manual_seed(4)
     mock, member = world(4000, g)

@@ -8,8 +8,9 @@ from zoos import RECIPE, made, tiny
 
 from glasslab import Zoo
 from glasslab import zoo as module
+from glasslab.answers import logits
 from glasslab.augment import queries as grid
-from glasslab.masks import noise, round_to, temperature, top_k
+from glasslab.masks import floor, noise, round_to, temperature, top_k
 from glasslab.oracle import answer, complete
 from glasslab.signals import SIGNALS
 
@@ -63,8 +64,6 @@ def test_answers_equal_the_loop(zoo, of, k, monkeypatch):
 
 
 def test_answers_do_not_depend_on_how_many_are_asked_at_a_time(zoo, monkeypatch):
-    from glasslab.answers import logits
-
     model, whole = zoo.shadow(0), logits(zoo.shadow(0), zoo.pool.x, 18)
     monkeypatch.setattr("glasslab.answers.AT_ONCE", 18 * 7)
     torch.testing.assert_close(logits(model, zoo.pool.x, 18), whole)
@@ -74,7 +73,6 @@ def test_answers_do_not_depend_on_how_many_are_asked_at_a_time(zoo, monkeypatch)
     "mask", [(temperature(5),), (round_to(1),), (top_k(1), noise(0.2)), (lambda p: p**2,)]
 )
 def test_masked_answers_are_what_an_attacker_reads(zoo, mask):
-    from glasslab.masks import floor
 
     z = zoo.answers("target", queries=2, mask=mask)
     p = complete(answer(zoo.answers("target", queries=2), mask), None)
