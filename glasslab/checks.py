@@ -54,14 +54,14 @@ def told_apart(x: Float[Tensor, "n *d"], member: Bool[Tensor, "*t n"]) -> list[s
     what the model leaked. Chance of a false alarm: 0.001 in all.
     """
     rows = torch.randperm(len(x), generator=stream("told apart"))[:RECORDS]
-    seen, left = rows.tensor_split(2)
-    features, truth = x.cpu().double().flatten(1), torch.atleast_2d(member).cpu()
-    centre, spread = features[seen].mean(0), features[seen].std(0, correction=0).clamp(min=1e-12)
-    weight = _ridge((features[seen] - centre) / spread, truth[:, seen].double().T - 0.5)
-    guess = ((features[left] - centre) / spread @ weight).T
+    features, truth = x.cpu()[rows].double().flatten(1), torch.atleast_2d(member).cpu()[:, rows]
+    half = len(rows) // 2
+    centre, spread = features[:half].mean(0), features[:half].std(0, correction=0).clamp(min=1e-12)
+    weight = _ridge((features[:half] - centre) / spread, truth[:, :half].double().T - 0.5)
+    guess = ((features[half:] - centre) / spread @ weight).T
     limit = float(norm.isf(0.001 / len(truth)))
     out = []
-    for a, (s, m) in enumerate(zip(guess, truth[:, left], strict=True)):
+    for a, (s, m) in enumerate(zip(guess, truth[:, half:], strict=True)):
         if m.any() and not m.all():
             area, allowance = auc(s, m), limit * auc_se(int(m.sum()), int((~m).sum()))
             if area > 0.5 + allowance:

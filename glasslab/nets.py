@@ -201,7 +201,7 @@ def _wide_resnet(recipe: Recipe, shape: Shape, classes: int, *, blocks: int, wid
         *(_wide(a, b, stride, recipe) for a, b, stride in stages),
         *norm(kind, 4 * widen * w),
         nn.ReLU(),
-        *head(4 * widen * w, classes, recipe.dropout),
+        *head(4 * widen * w, classes, 0.0),
     )
 
 

@@ -41,7 +41,7 @@ def empirical(score: Float[Tensor, "t n"], member: Bool[Tensor, "t n"], fpr: flo
     n_out = (~member).sum(0)
     if not 0 <= fpr <= 1:
         raise ValueError(f"fpr must lie in [0, 1], got {fpr}")
-    k = (n_out * fpr + 1e-9).floor().long()
+    k = (n_out.double() * fpr + 1e-9).floor().long()
     outside = score.double().masked_fill(member, -torch.inf).sort(0, descending=True).values
     tau = outside.gather(0, k.clamp(max=len(score) - 1)[None])[0].where(k < n_out, -torch.inf)
     caught = _share(score.double() > tau, member)

@@ -73,7 +73,10 @@ def _chance(truth: Bool[Tensor, "t n"]) -> list[pd.DataFrame]:
     k = torch.logspace(0, log10(n_neg), round(20 * log10(n_neg)) + 1).long().unique()[:-1]
     fpr = [0.0, *(k.double() / n_neg).tolist()]
     hits = torch.tensor([null_hits(n_pos, n_neg, f) for f in fpr]).double() / n_pos
-    return [_frame(y, {"curve": "null", "side": side, "x": fpr}) for side, y in zip(("low", "high"), hits.T, strict=True)]
+    return [
+        _frame(y, {"curve": "null", "side": side, "x": fpr})
+        for side, y in zip(("low", "high"), hits.T, strict=True)
+    ]
 
 
 def _found(

@@ -51,6 +51,8 @@ def test_loss_is_ordered_where_probabilities_end():
     phi = torch.linspace(-700, 700, 20_001, dtype=torch.float64)
     assert (baseline.loss(phi).diff() > 0).all()
     assert baseline.loss(phi)[[0, -1]].tolist() == pytest.approx([-700.0, -math.exp(-700.0)], rel=1e-9)
+    close = -20 + torch.linspace(-1e-9, 1e-9, 9, dtype=torch.float64)  # where a common softplus jumps
+    assert (baseline.loss(close).diff() > 0).all()
 
 
 def test_correctness_has_the_gap_for_its_accuracy(world):
@@ -146,11 +148,16 @@ def test_thresholds_equal_the_slow_search(levels, sign):
     g = stream(levels, sign)
     member = torch.rand(4, 60, generator=g) < 0.4
     y = torch.randint(3, (60,), generator=g)
-    score = torch.randint(levels, (4, 60), generator=g).double() + sign * levels * member / 3
+    score = torch.randint(levels, (4, 60), generator=g).double() + sign * round(levels / 3) * member
     tau = thresholds(score, y, member, 3)
     for c in range(3):
         own, inside = score[:, y == c].flatten().tolist(), member[:, y == c].flatten().tolist()
         assert tau[c].item() == slow_threshold(own, inside)
+
+
+def test_of_several_best_thresholds_the_strictest_is_taken():
+    score, member = torch.tensor([[4.0, 3.0, 2.0, 1.0]]), torch.tensor([[True, False, True, False]])
+    assert thresholds(score, torch.zeros(4).long(), member, 1).tolist() == [3.5]
 
 
 def test_one_class_shifts_all_scores_alike():

@@ -184,7 +184,9 @@ def test_one_model_a_side_can_be_placed_but_not_pooled():
     assert fit(S, member, variance="grand").sig_in.isfinite().all()
 
 
-def test_refuses_what_is_no_number():
+@pytest.mark.parametrize("held", [rooms.VALUES, 3 * 18], ids=["one chunk", "chunks of three records"])
+def test_refuses_what_is_no_number(held, monkeypatch):
+    monkeypatch.setattr(rooms, "VALUES", held)
     S, member = world()
     S[3, 1, 4] = torch.nan
     with pytest.raises(ValueError, match="S must be finite, got NaN or infinity for record 4"):

@@ -85,6 +85,11 @@ def test_top_k_equals_the_loop_with_ties(k, n, c, renormalise, seed):
     torch.testing.assert_close(top_k(k, renormalise)(p), slow, rtol=1e-14, atol=0)
 
 
+def test_top_k_of_many_equal_classes_keeps_the_lowest():
+    kept = top_k(5)(torch.full((3, 1000), 0.001).double())
+    assert (kept > 0).nonzero()[:, 1].tolist() == [0, 1, 2, 3, 4] * 3
+
+
 @pytest.mark.parametrize("sticky", [True, False])
 def test_noise_leaves_probabilities(sticky):
     p = rows(2000, 4)[1]

@@ -6,6 +6,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from glasslab.layers import GlobalMax, GlobalMean
 from glasslab.nets import NETS, Dae, Scale, build
 from glasslab.recipe import Recipe
 
@@ -62,6 +63,24 @@ def test_depth(name, depth):
     windows = [m.kernel_size for m in small(name).modules() if isinstance(m, nn.Conv2d)]
     assert windows.count((3, 3)) == depth
     assert windows.count((1, 1)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("cnn", 8), ("alexnet", 2), ("resnet9", 4), ("resnet18", 4), ("wrn28-2", 8), ("wrn16-4", 8)],
+)
+def test_how_far_an_image_is_halved(name, side):
+    net, seen = small(name), []
+    pool = next(m for m in net if isinstance(m, GlobalMax | GlobalMean))
+    pool.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[2:])))
+    net(torch.rand(2, 3, 32, 32))
+    assert seen == [(side, side)]
+
+
+def test_pooling_of_a_whole_image():
+    x = torch.randn(2, 3, 5, 7)
+    assert torch.equal(GlobalMax()(x), x.flatten(2).max(2).values)
+    torch.testing.assert_close(GlobalMean()(x), x.flatten(2).mean(2))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)], ids=str)
@@ -155,6 +174,12 @@ def test_the_global_seed_decides_the_weights(name):
     assert not torch.equal(c[1].weight, small("mlp")[1].weight)
 
 
+@pytest.mark.parametrize(("name", "count"), [("mlp", 1), ("cnn", 1), ("wrn28-2", 12), ("wrn16-4", 6)])
+def test_dropout_of_a_hidden_layer_a_head_or_each_wide_block(name, count):
+    drops = [m for m in small(name, dropout=0.3).modules() if isinstance(m, nn.Dropout)]
+    assert [m.p for m in drops] == [0.3] * count
+
+
 @pytest.mark.parametrize("name", ["mlp", *CONV])
 def test_dropout_acts_in_training_only(name):
     x, _ = batch()
@@ -171,6 +196,14 @@ def test_wide_blocks_carry_their_input_past():
     nn.init.zeros_(block.body[-1].weight)
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(block(x), x)
+
+
+def test_wide_blocks_that_widen_share_their_activation():
+    """With the last convolution at 0 what is left is the shortcut, of normed and rectified values."""
+    norm, relu, block = small("wrn16-4").eval()[1]
+    nn.init.zeros_(block.body[-1].weight)
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(block(relu(norm(x))), block.shortcut(norm(x).clamp(min=0)))
 
 
 def test_basic_blocks_carry_their_input_past():

@@ -54,7 +54,8 @@ def test_parts_are_those_of_the_split(zoo):
 
 def test_models_are_in_eval_mode_and_made_anew(zoo):
     state = torch.get_rng_state()
-    one, two = zoo.shadow(0), zoo.shadow(0)
+    again = Zoo.open(zoo.folder, made())
+    one, two = again.shadow(0), again.shadow(0)
     assert not any(layer.training for layer in one.modules())
     one[1].weight.data.zero_()
     assert two[1].weight.any()
