@@ -32,6 +32,7 @@ def _one(
             for group in optimiser.param_groups:
                 group["lr"] = rate(recipe, step, job.steps * recipe.epochs)
             batch = augment(x[rows], recipe.augment, generator) if recipe.augment else x[rows]
+            batch = batch.to(memory_format=_layout(x))
             with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 z = model(batch)
             optimiser.zero_grad()

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from glasslab import masks
 from glasslab.data import Data
 from glasslab.datasets import load
-from glasslab.design import design
+from glasslab.design import Asked, design
 from glasslab.growth import missing
 from glasslab.masks import Mask
 from glasslab.plan import plan
@@ -21,81 +22,162 @@ from glasslab.store import Store, root_of
 from glasslab.train import pick_device
 from glasslab.zoo import Zoo
 from workbench import plots
-from workbench.arena import Evaluate, able, holdings
+from workbench.arena import able, holdings
 from workbench.attacks import chosen
-from workbench.mock import folds
-from workbench.recipes import SIZES, SizeName, changed, named
+from workbench.options import AttackOptions, Evaluate, ZooOptions
+from workbench.recipes import SIZES, changed, named
 from workbench.run import NOT_RUN, compare
 from workbench.table import table
 
-MASKS = {"temperature": (masks.temperature, float), "round_to": (masks.round_to, int)}
-MASKS |= {"top_k": (masks.top_k, int), "noise": (masks.noise, float)}
+WIDTH = 100  # where the output is no terminal
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, with what is kept."""
+    """Ctrl-C, with a line that says what is kept."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A zoo to be trained, and where."""
+    """A zoo to be trained: `settings` are the keyword arguments of `Zoo.train`."""
 
     data: Data
     recipe: Recipe
     queries: int
-    shadows: int
-    targets: int
-    records: int | None
-    seed: int
-    root: Path | None
-    device: str
+    settings: dict[str, Any]
 
 
-def ordered(
-    data: str,
-    net: str | None,
-    size: SizeName,
-    recipe: str,
-    *,
-    shadows: int | None,
-    targets: int | None,
-    records: int | None,
-    queries: int | None,
-    seed: int,
-    device: str,
-    root: Path | None,
-    data_root: Path | None,
-) -> Order:
-    """What the flags say, with the size's defaults where they say nothing."""
-    records_of, usual = load(data, data_root), SIZES[size]
-    chosen_recipe, usual_queries = named(records_of, net, size)
-    return Order(
-        records_of,
-        changed(chosen_recipe, recipe),
-        usual_queries if queries is None else queries,
-        usual.shadows if shadows is None else shadows,
-        usual.targets if targets is None else targets,
-        usual.records if records is None else records,
-        seed,
-        root,
-        pick_device(device),
-    )
+def ordered(options: ZooOptions) -> Order:
+    """What the flags say, and the size where they say nothing. Raises ValueError for what cannot be."""
+    data, usual = load(options.data, options.data_root), SIZES[options.size]
+    recipe, queries = named(data, options.net, options.size)
+    settings = {
+        "shadows": usual.shadows if options.shadows is None else options.shadows,
+        "targets": usual.targets if options.targets is None else options.targets,
+        "records": usual.records if options.records is None else options.records,
+        "seed": options.seed,
+        "root": options.root,
+        "device": pick_device(options.device),
+    }
+    return Order(data, changed(recipe, options.recipe), queries, settings)
 
 
-def check_attacks(order: Order, attacks: str | Sequence[str], evaluate: Evaluate) -> None:
-    """Refuses, before anything is trained, an attack by name that could not run."""
-    pool = order.data.x  # aux is a fifth of it
-    held = holdings(order.shadows, len(pool) // 5, order.queries, left_out=evaluate == "leave-one-out")
+def refuse_early(order: Order, attacks: str | Sequence[str], queries: int, evaluate: Evaluate) -> None:
+    """Raises ValueError, before anything is trained, for an attack asked by name that could not run."""
+    aux = round(0.2 * len(order.data))
+    held = holdings(order.settings["shadows"], aux, queries, left_out=evaluate == "leave-one-out")
     able(chosen(attacks), held, strict=attacks != "all")
 
 
 def trained(order: Order) -> Zoo:
-    """Says what it will take, then trains what is missing."""
-    settings = {
-        "shadows": order.shadows,
-        "targets": order.targets,
-        "seed": order.seed,
-        "records": order.records,
-        "root": order.root,
-        "device": order.device,
+    """Says what it takes, then trains what is missing. Ctrl-C says what is kept."""
+    ahead = plan(order.data, order.recipe, **order.settings)
+    folder = _folder(order)
+    if ahead.models_to_train:
+        todo = (
+            f"{ahead.models_to_train} models to train, about {_time(ahead.seconds)} and {_size(ahead.bytes)}"
+        )
+    else:
+        todo = "all models are there"
+    say(f"{order.data.name}, {order.recipe.net}: {todo}; zoo in {folder}")
+    try:
+        return Zoo.train(order.data, order.recipe, **order.settings, progress=_shown())
+    except KeyboardInterrupt:
+        left = _left(order)
+        raise Stopped(f"{left} of {_models(order)} models are left; {folder} keeps the others") from None
+
+
+def compared(
+    zoo: Zoo, attacks: str | Sequence[str], options: AttackOptions, *, shadows: Zoo | None, command: str
+) -> int:
+    """Runs the attacks, prints the table and where the files lie; 1 where an attack raised, else 0."""
+    net = str(zoo.recipe.key()["net"]).rsplit(".", 1)[-1]
+    data = zoo.data.name.split(":")[0]
+    out = options.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{data}-{net}"
+    try:
+        frame = compare(
+            zoo,
+            attacks,
+            shadows=shadows,
+            queries=options.queries or 1,
+            mask=masks_of(options.mask),
+            evaluate=options.evaluate,
+            seed=zoo.seed,
+            out=out,
+            command=command,
+            progress=_shown(),
+        )
+    except KeyboardInterrupt:
+        kept = f"{out} keeps what was finished" if (out / "results.json").exists() else "no run is kept"
+        raise Stopped(f"{kept}; the zoo is whole in {zoo.folder}") from None
+    held = read(out)
+    pictures = plots.save(held, out)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table(held.summary, held.manifest))
+    say(f"{out}: results.json, results.parquet, scores.safetensors, curves.parquet, {_names(pictures)}")
+    failed = frame["error"].notna() & ~frame["error"].fillna("").str.startswith(NOT_RUN)
+    return int(failed.any())
+
+
+def opened(folder: Path, data_root: Path | None, device: str) -> Zoo:
+    """A zoo from its folder, its data from `data_root`."""
+    name = Store(folder).manifest()["data"]["name"]
+    return Zoo.open(folder, load(name, data_root), device=device)
+
+
+def masks_of(words: Sequence[str]) -> list[Mask]:
+    """Masks from words such as round_to:3. Raises ValueError for one that is not known or not well set."""
+    known: dict[str, Any] = {
+        "temperature": lambda value: masks.temperature(float(value)),
+        "round_to": lambda value: masks.round_to(int(value)),
+        "top_k": lambda value: masks.top_k(int(value)),
+        "noise": lambda value: masks.noise(float(value)),
     }
+    made = []
+    for word in words:
+        name, _, value = word.partition(":")
+        if name not in known or not value:
+            raise ValueError(
+                f"mask must be one of {', '.join(f'{name}:VALUE' for name in known)}, got {word!r}"
+            )
+        made.append(known[name](value))
+    return made
+
+
+def say(line: str) -> None:
+    """One line to the terminal, without mark-up; pipes get it on stderr, beside the progress."""
+    Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
+
+
+def _shown() -> bool:
+    return sys.stderr.isatty()
+
+
+def _folder(order: Order) -> Path:
+    return root_of(order.settings["root"]) / _design(order).key[:16]
+
+
+def _design(order: Order) -> Any:
+    wanted = {name: order.settings[name] for name in ("seed", "records", "device")}
+    return design(order.data, order.recipe, **wanted)
+
+
+def _models(order: Order) -> int:
+    return int(order.settings["shadows"] + order.settings["targets"])
+
+
+def _left(order: Order) -> int:
+    asked: Asked = {"shadow": order.settings["shadows"], "target": order.settings["targets"]}
+    return sum(len(chunk.rows) for chunk in missing(_design(order), Store(_folder(order)), asked))
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths) or "no picture"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from zoos import RECIPE, made, tiny
 
+from glasslab import Data
 from glasslab.game import Models, game, mock_game
 from glasslab.masks import round_to, temperature
 from glasslab.oracle import BudgetExceeded, answer, complete
@@ -159,8 +160,16 @@ def test_shadows_of_another_recipe_trained_on_the_candidates(zoo, root):
     assert torch.equal(g.shadows.z, other.answers())
 
 
-def test_inside_is_found_by_content_where_pools_overlap(zoo, root):
-    other = tiny(root, data=IMAGES, shadows=4, targets=0, seed=1)
+def repeated(zoo):
+    """Forty candidates, each twice with its label and once with another one."""
+    x, y = zoo.pool.x[:40], zoo.pool.y[:40]
+    return Data(torch.cat([x, x, x]), torch.cat([y, y, (y + 1) % 3]), 3, "repeated")
+
+
+@pytest.mark.parametrize("overlap", ["reshuffled", "repeated"])
+def test_inside_is_found_by_content_where_pools_overlap(zoo, root, overlap):
+    data = IMAGES if overlap == "reshuffled" else repeated(zoo)
+    other = tiny(root, data=data, shadows=4, targets=0, seed=1)
     g = game(zoo, 0, shadows=other)
     for i in range(len(zoo.pool)):
         at = (other.pool.x == zoo.pool.x[i]).flatten(1).all(1) & (other.pool.y == zoo.pool.y[i])

@@ -96,8 +96,9 @@ def contents(folder):
 
 
 def test_arrays_of_weights_that_are_no_more_are_found(root):
-    zoo = tiny(root, shadows=2, targets=1)
-    zoo.signal("phi", of="target")
+    zoo = tiny(root, shadows=20, targets=1)
+    for of in ("shadow", "target"):
+        zoo.signal("phi", of=of)
     before = set((zoo.folder / "signals").iterdir())
     state = {k: torch.stack([t + 1] * 16) for k, t in zoo.shadow(0).state_dict().items()}
     zoo.store.put("shadow-0000", state, zoo.store.manifest()["chunks"]["shadow-0000"])
@@ -105,8 +106,10 @@ def test_arrays_of_weights_that_are_no_more_are_found(root):
     assert {thing.reason for thing in found} == {"its weights are no more"}
     remove(found)
     left = set((zoo.folder / "signals").iterdir())
-    assert len(before) == 8
-    assert len(left) == 4
+    assert (
+        len(before) == 12
+    )  # arrays and descriptions of answers and phi: of 2 shadows, 20 shadows, the target
+    assert len(left) == 4  # the target's; 20 shadows lost one of their two chunks
     assert zoo.verify() == []
 
 
