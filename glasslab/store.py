@@ -13,7 +13,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,14 @@ def write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     temp, sha = path.with_name(f".{path.name}.tmp"), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(temp, "wb") as file:
-            for part in parts:
-                sha.update(part)
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        hint = "disk full; what was finished is kept: make room and run again"
-        raise OSError(error.errno, hint, str(path)) from error
+        with _room_for(path):
+            with open(temp, "wb") as file:
+                for part in parts:
+                    sha.update(part)
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temp, path)
     finally:
         temp.unlink(missing_ok=True)
     _sync(path.parent)
@@ -175,8 +172,8 @@ class Store:
 
     def log(self, event: Plain) -> None:
         """Adds a line to log.jsonl, in one piece."""
-        line = json.dumps(event, sort_keys=True, allow_nan=False) + "\n"
-        with open(self.folder / "log.jsonl", "ab", buffering=0) as file:
+        path, line = self.folder / "log.jsonl", json.dumps(event, sort_keys=True, allow_nan=False) + "\n"
+        with _room_for(path), open(path, "ab", buffering=0) as file:
             file.write(line.encode())
 
     def faults(self) -> list[str]:
@@ -196,6 +193,18 @@ class Store:
     def _note(self, manifest: Plain) -> None:
         """Replaces the manifest, under its lock."""
         write(self.folder / "manifest.json", [sealed(manifest)])
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Says in one line that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        hint = "disk full; what was finished is kept: make room and run again"
+        raise OSError(error.errno, hint, str(path)) from error
 
 
 def _size(path: Path) -> int | None:

@@ -11,6 +11,10 @@ Evaluate = Literal["targets", "leave-one-out"]
 By = tyro.conf.arg  # a flag without a fixed default says where it comes from
 
 _size = By(metavar="N", help_behavior_hint="(default: the size's)")
+_root = By(metavar="DIR", help_behavior_hint="(default: $GLASSLAB_ZOO, else ./zoo)")
+_data_root = By(metavar="DIR", help_behavior_hint="(default: $GLASSLAB_DATA, else a cache)")
+Root = Annotated[Path | None, _root]
+DataRoot = Annotated[Path | None, _data_root]
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,9 @@ class ZooOptions:
     """Decides split, membership, weights and intervals."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    root: Annotated[
-        Path | None, By(metavar="DIR", help_behavior_hint="(default: $GLASSLAB_ZOO, else ./zoo)")
-    ] = None
+    root: Root = None
     """Folder of zoos."""
-    data_root: Annotated[
-        Path | None, By(metavar="DIR", help_behavior_hint="(default: $GLASSLAB_DATA, else a cache)")
-    ] = None
+    data_root: DataRoot = None
     """Folder of data files."""
 
 

@@ -1,5 +1,6 @@
 """The steps that commands are made of: find the data, announce the work, train, compare, print."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from glasslab import masks
+from glasslab.augment import queries as grid
 from glasslab.data import Data
 from glasslab.datasets import load
 from glasslab.design import Asked, design
@@ -29,6 +31,12 @@ from workbench.recipes import SIZES, changed, named
 from workbench.run import NOT_RUN, compare
 from workbench.table import table
 
+MASKS: dict[str, Any] = {
+    "temperature": (masks.temperature, float),
+    "round_to": (masks.round_to, int),
+    "top_k": (masks.top_k, int),
+    "noise": (masks.noise, float),
+}
 WIDTH = 100  # where the output is no terminal
 
 
@@ -61,8 +69,15 @@ def ordered(options: ZooOptions) -> Order:
     return Order(data, changed(recipe, options.recipe), queries, settings)
 
 
-def refuse_early(order: Order, attacks: str | Sequence[str], queries: int, evaluate: Evaluate) -> None:
-    """Raises ValueError, before anything is trained, for an attack asked by name that could not run."""
+def refuse_early(
+    order: Order, attacks: str | Sequence[str], queries: int, mask: Sequence[str], evaluate: Evaluate
+) -> None:
+    """Raises ValueError, before anything is trained, for a wrong mask, and for an attack asked by name that
+    could not run.
+    """
+    masks_of(mask)
+    if queries > 1:
+        grid(order.data.x[:1], queries)
     aux = round(0.2 * len(order.data))
     held = holdings(order.settings["shadows"], aux, queries, left_out=evaluate == "leave-one-out")
     able(chosen(attacks), held, strict=attacks != "all")
@@ -82,12 +97,16 @@ def trained(order: Order) -> Zoo:
     try:
         return Zoo.train(order.data, order.recipe, **order.settings, progress=_shown())
     except KeyboardInterrupt:
-        left = _left(order)
-        raise Stopped(f"{left} of {_models(order)} models are left; {folder} keeps the others") from None
+        raise Stopped(f"{_kept(order)} in {folder}; the same command goes on from there") from None
 
 
 def compared(
-    zoo: Zoo, attacks: str | Sequence[str], options: AttackOptions, *, shadows: Zoo | None, command: str
+    zoo: Zoo,
+    attacks: str | Sequence[str],
+    options: AttackOptions,
+    *,
+    queries: int = 1,
+    shadows: Zoo | None = None,
 ) -> int:
     """Runs the attacks, prints the table and where the files lie; 1 where an attack raised, else 0."""
     net = str(zoo.recipe.key()["net"]).rsplit(".", 1)[-1]
@@ -98,17 +117,17 @@ def compared(
             zoo,
             attacks,
             shadows=shadows,
-            queries=options.queries or 1,
+            queries=queries,
             mask=masks_of(options.mask),
             evaluate=options.evaluate,
             seed=zoo.seed,
             out=out,
-            command=command,
+            command=shlex.join(["glasslab", *sys.argv[1:]]),
             progress=_shown(),
         )
     except KeyboardInterrupt:
-        kept = f"{out} keeps what was finished" if (out / "results.json").exists() else "no run is kept"
-        raise Stopped(f"{kept}; the zoo is whole in {zoo.folder}") from None
+        kept = f"{out} keeps what was finished, " if (out / "results.json").exists() else ""
+        raise Stopped(f"{kept}all models are kept in {zoo.folder}; the same command attacks anew") from None
     held = read(out)
     pictures = plots.save(held, out)
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table(held.summary, held.manifest))
@@ -125,20 +144,16 @@ def opened(folder: Path, data_root: Path | None, device: str) -> Zoo:
 
 def masks_of(words: Sequence[str]) -> list[Mask]:
     """Masks from words such as round_to:3. Raises ValueError for one that is not known or not well set."""
-    known: dict[str, Any] = {
-        "temperature": lambda value: masks.temperature(float(value)),
-        "round_to": lambda value: masks.round_to(int(value)),
-        "top_k": lambda value: masks.top_k(int(value)),
-        "noise": lambda value: masks.noise(float(value)),
-    }
     made = []
     for word in words:
         name, _, value = word.partition(":")
-        if name not in known or not value:
-            raise ValueError(
-                f"mask must be one of {', '.join(f'{name}:VALUE' for name in known)}, got {word!r}"
-            )
-        made.append(known[name](value))
+        try:
+            kind, number = MASKS[name]
+            made.append(kind(number(value)))
+        except (KeyError, ValueError) as error:
+            known = ", ".join(f"{name}:VALUE" for name in MASKS)
+            why = "" if isinstance(error, KeyError) else f" ({error})"
+            raise ValueError(f"mask must be one of {known}, got {word!r}{why}") from None
     return made
 
 
@@ -160,13 +175,12 @@ def _design(order: Order) -> Any:
     return design(order.data, order.recipe, **wanted)
 
 
-def _models(order: Order) -> int:
-    return int(order.settings["shadows"] + order.settings["targets"])
-
-
-def _left(order: Order) -> int:
+def _kept(order: Order) -> str:
+    ahead = _design(order)
     asked: Asked = {"shadow": order.settings["shadows"], "target": order.settings["targets"]}
-    return sum(len(chunk.rows) for chunk in missing(_design(order), Store(_folder(order)), asked))
+    every = sum(len(chunk.rows) for kind, models in asked.items() for chunk in ahead.chunks(kind, models))
+    left = sum(len(chunk.rows) for chunk in missing(ahead, Store(_folder(order)), asked))
+    return f"{every - left} of {every} models are kept"
 
 
 def _time(seconds: float) -> str:

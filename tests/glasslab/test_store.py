@@ -75,6 +75,12 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_under_the_log_too(shelf, monkeypatch):
+    full_disk(monkeypatch)
+    with pytest.raises(OSError, match=r"disk full.*log\.jsonl"):
+        shelf.log({"event": "start"})
+
+
 def test_other_errors_are_not_called_a_full_disk(tmp_path):
     (tmp_path / "file").mkdir()
     with pytest.raises(IsADirectoryError):

@@ -106,9 +106,7 @@ def test_arrays_of_weights_that_are_no_more_are_found(root):
     assert {thing.reason for thing in found} == {"its weights are no more"}
     remove(found)
     left = set((zoo.folder / "signals").iterdir())
-    assert (
-        len(before) == 12
-    )  # arrays and descriptions of answers and phi: of 2 shadows, 20 shadows, the target
+    assert len(before) == 12  # answers and phi, each with a description: of 2 shadows, 20 shadows, the target
     assert len(left) == 4  # the target's; 20 shadows lost one of their two chunks
     assert zoo.verify() == []
 

@@ -1,0 +1,224 @@
+"""The command `glasslab`. Flags come from signatures; whatever takes time to import waits for its command."""
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from functools import partial, wraps
+from io import StringIO
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from workbench.options import AttackOptions, DataRoot, Root, ZooOptions
+
+ABOUT = "Privacy attacks on machine-learning classifiers: one zoo of trained models, every attack, one table."
+CONFIG = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
+OURS = ("glasslab", "blackbox", "whitebox", "inversion", "synthesis", "workbench")
+By = tyro.conf.arg
+
+Names = Annotated[str | None, By(metavar="NAMES", help_behavior_hint="(default: the size's)")]
+Some = Annotated[tuple[str, ...], Positional, By(metavar="NAME [NAME ...]", help_behavior_hint="(required)")]
+Folder = Annotated[Path, By(metavar="DIR")]
+Folders = Annotated[
+    tuple[Path, ...], Positional, By(metavar="[DIR ...]", help_behavior_hint="(default: all)")
+]
+Other = Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: the zoo's own)")]
+More = Annotated[int | None, By(metavar="N", help_behavior_hint="(default: as many as there are)")]
+
+Command = Callable[..., int]
+
+
+def compare(
+    zoo: OmitArgPrefixes[ZooOptions],
+    attack: OmitArgPrefixes[AttackOptions],
+    *,
+    attacks: Names = None,
+) -> int:
+    """Train the models that are missing, run the attacks on them, print one table.
+
+    Without a flag: scikit-learn's digits, about two minutes on two cores. Ctrl-C loses nothing.
+
+    Args:
+        attacks: default, all, or names joined by commas.
+    """
+    from workbench import steps
+    from workbench.recipes import SIZES
+
+    order = steps.ordered(zoo)
+    names = _split(attacks or SIZES[zoo.size].attacks)
+    queries = order.queries if attack.queries is None else attack.queries
+    steps.refuse_early(order, names, queries, attack.mask, attack.evaluate)
+    return steps.compared(steps.trained(order), names, attack, queries=queries)
+
+
+def train(zoo: OmitArgPrefixes[ZooOptions]) -> int:
+    """Train the models of a zoo, and stop there. More of them later: the same command with larger numbers."""
+    from workbench import steps
+
+    made = steps.trained(steps.ordered(zoo))
+    steps.say(f"{len(made.shadow_member)} shadows and {len(made.target_member)} targets in {made.folder}")
+    return 0
+
+
+def attack(
+    names: Some,
+    attack: OmitArgPrefixes[AttackOptions],
+    *,
+    zoo: Folder,
+    shadow_zoo: Other = None,
+    data_root: DataRoot = None,
+    device: str = "auto",
+) -> int:
+    """Run the attacks named on a zoo that is trained.
+
+    Args:
+        names: One or more attacks; or default, or all.
+        zoo: Folder of the zoo whose targets are attacked.
+        shadow_zoo: Folder of another zoo whose shadows the attacker holds.
+        data_root: Folder of data files.
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+    from workbench import steps
+
+    held = steps.opened(zoo, data_root, device)
+    shadows = None if shadow_zoo is None else steps.opened(shadow_zoo, data_root, device)
+    asked = _split(",".join(names))
+    return steps.compared(held, asked, attack, queries=attack.queries or 1, shadows=shadows)
+
+
+def ls(*, root: Root = None) -> int:
+    """List the zoos of a folder.
+
+    Args:
+        root: Folder of zoos.
+    """
+    from workbench import shelf
+
+    return shelf.ls(root)
+
+
+def verify(zoos: Folders = (), *, root: Root = None) -> int:
+    """Check every file of a zoo against its checksum; name those that were changed. Exit 1 if there are any.
+
+    Args:
+        zoos: Folders of zoos; all of --root if none is named.
+        root: Folder of zoos.
+    """
+    from workbench import shelf
+
+    return shelf.verify(zoos, root)
+
+
+def extend(
+    zoo: Annotated[Folder, Positional],
+    *,
+    shadows: More = None,
+    targets: More = None,
+    data_root: DataRoot = None,
+    device: str = "auto",
+) -> int:
+    """Train more models for a zoo; it then equals one that was trained with so many at once.
+
+    Args:
+        zoo: Folder of the zoo.
+        shadows: Shadows in all; an even number.
+        targets: Targets in all.
+        data_root: Folder of data files.
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+    from workbench import shelf
+
+    return shelf.extend(zoo, shadows, targets, data_root, device)
+
+
+def gc(*, root: Root = None, yes: bool = False) -> int:
+    """List what no zoo needs any more: leftovers of interruptions, arrays whose weights are gone.
+
+    Args:
+        root: Folder of zoos.
+        yes: Delete what is listed.
+    """
+    from workbench import shelf
+
+    return shelf.gc(root, yes=yes)
+
+
+def zoo() -> int:
+    """Look after the models on disk: glasslab zoo ls | verify | extend | gc."""
+    return main(["zoo", "--help"])
+
+
+COMMANDS: Mapping[str, Command] = {"compare": compare, "train": train, "attack": attack, "zoo": zoo}
+ZOO: Mapping[str, Command] = {"ls": ls, "verify": verify, "extend": extend, "gc": gc}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0; 1 where an attack raised or a file is damaged, 2 for mistakes of the user's, 130 after Ctrl-C."""
+    try:
+        return _parsed(list(sys.argv[1:] if words is None else words))()
+    except KeyboardInterrupt as stop:
+        return _fail(130, f"stopped: {stop}" if str(stop) else "stopped: nothing was begun")
+    except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not _raised_by_us(error):
+            raise
+        return _fail(2, " ".join(str(error).split()))
+
+
+def _parsed(words: list[str]) -> Callable[[], int]:
+    """The command with its arguments, not yet run. A mistake ends it with code 2 and one line."""
+    nested = words[:1] == ["zoo"]
+    commands, name = (ZOO, "glasslab zoo") if nested else (COMMANDS, "glasslab")
+    later = {name: _later(command) for name, command in commands.items()}
+    about = "Look after the models on disk." if nested else ABOUT
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                later,
+                prog=name,
+                description=about,
+                args=words[nested:],
+                config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as end:
+        if end.code:
+            _fail(2, _one_line(said.getvalue()))
+        raise
+
+
+def _later(command: Command) -> Callable[..., Callable[[], int]]:
+    return wraps(command)(lambda *arguments, **named: partial(command, *arguments, **named))
+
+
+def _one_line(box: str) -> str:
+    """What the parser says in a box: its first paragraph, and what it thinks was meant."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] == "│"]
+    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    meant = [line.split()[0] for line in lines[rule:] if line.startswith("--")]
+    hint = f" (did you mean {meant[0]}?)" if meant else ""
+    return " ".join(" ".join(lines[:rule]).split()) + hint or "wrong arguments"
+
+
+def _fail(code: int, line: str) -> int:
+    sys.stderr.write(f"glasslab: {line}\n")
+    return code
+
+
+def _raised_by_us(error: ValueError) -> bool:
+    """Whether the line was written for the user; other errors are our own mistakes, and show where."""
+    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    root = Path(__file__).resolve().parents[1]
+    return last.is_relative_to(root) and last.relative_to(root).parts[0] in OURS
+
+
+def _split(names: str) -> str | list[str]:
+    """ "all" and "default" stay words."""
+    some = [name.strip() for name in names.split(",") if name.strip()]
+    return some[0] if some in (["all"], ["default"]) else some
+
+
+if __name__ == "__main__":
+    sys.exit(main())
