@@ -1,6 +1,6 @@
 """One target, its candidate records, and what the attacker holds. Never the truth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
@@ -12,7 +12,6 @@ from glasslab.data import Data
 from glasslab.masks import Mask
 from glasslab.oracle import Oracle
 from glasslab.recipe import Recipe
-from glasslab.split import leave_one_out
 from glasslab.zoo import Zoo
 
 Reveals = Literal["probabilities", "labels"]
@@ -104,14 +103,14 @@ def mock_game(
 ) -> Game:
     """Shadow `j` plays the target; its truth is `zoo.shadow_member[j]`. The attacker holds m - 2 others.
 
-    z and `inside` have equal counts a record (`split.leave_one_out`); a row of them is no longer one model.
-    `models`, their `member` rows and z_aux are those of the zoo without `j` and its complement, which makes
-    counts equal too. Nothing is left out of another zoo's shadows, unless its row `j` is the same.
+    Its complement leaves with it: each record keeps as many models in as out, whatever the truth, and each
+    row is still one model (pair exclusion; for designs without pairs there is `split.leave_one_out`). Nothing
+    is left out of another zoo's shadows, unless its row `j` is the same.
     """
     target = zoo.shadow(j)
     held = _shadows(zoo, zoo if shadows is None else shadows, tuple(mask), queries)
     if j < len(held.inside) and torch.equal(held.inside[j], zoo.shadow_member[j]):
-        held = _without(held, j)
+        held = without(held, (j, j ^ 1))
     return _game(zoo, target, held, reveals, mask, budget, weights)
 
 
@@ -161,11 +160,12 @@ def _bytes(data: Data) -> list[bytes]:
     return [row.tobytes() + str(label).encode() for row, label in zip(x, y, strict=True)]
 
 
-def _without(shadows: Shadows, j: int) -> Shadows:
-    """What is left of a zoo's own shadows when number j plays the target."""
-    z, inside = leave_one_out(j, shadows.z, shadows.inside)
-    others = [i for i in range(len(shadows.z)) if i // 2 != j // 2]
-    models = Models(shadows.models.__getitem__, others)
+def without(shadows: Shadows, left_out: Collection[int]) -> Shadows:
+    """The shadows but for some of the rows. Counts stay equal where these are whole blocks of two."""
+    rest = [i for i in range(len(shadows.z)) if i not in left_out]
+    member = shadows.member[rest]
+    inside = member if shadows.member is shadows.inside else shadows.inside[rest]
+    models = Models(shadows.models.__getitem__, rest)
     return replace(
-        shadows, models=models, member=shadows.member[others], inside=inside, z=z, z_aux=shadows.z_aux[others]
+        shadows, models=models, member=member, inside=inside, z=shadows.z[rest], z_aux=shadows.z_aux[rest]
     )

@@ -197,9 +197,11 @@ def _one_line(box: str) -> str:
     """What the parser says in a box: its first paragraph, and what it thinks was meant."""
     lines = [line.strip("│ ") for line in box.splitlines() if line[:1] == "│"]
     rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    meant = [line.split()[0] for line in lines[rule:] if line.startswith("--")]
-    hint = f" (did you mean {meant[0]}?)" if meant else ""
-    return " ".join(" ".join(lines[:rule]).split()) + hint or "wrong arguments"
+    first = " ".join(" ".join(lines[:rule]).split()).partition(" Got errors:")[0]
+    meant = [f"did you mean {line.split()[0]}?" for line in lines[rule:] if line.startswith("--")]
+    there = [line for line in lines[rule:] if line.startswith("Available")]
+    hint = next(iter([*meant, *there]), "")
+    return f"{first} ({hint})" if first and hint and hint.split()[-1].strip("?") not in first else first
 
 
 def _fail(code: int, line: str) -> int:
