@@ -3,7 +3,8 @@
     python -m benchmark.score
 
 Signals as a zoo keeps them, phi Float64[m k n] in one file a kind, mapped into memory. They are made up, in a
-temporary folder: time does not depend on the values. Each size runs three times in a fresh process (Linux).
+temporary folder: time does not depend on the values. Each size runs three times in a fresh process with one
+thread, so one core is what it takes (Linux only).
 
 seconds    the median of the three, from the mapped files to the scores of all targets: fit and ratio. `first`
            is the first of them, page faults included; the files, just written, are in the system's cache.
@@ -100,7 +101,8 @@ def members(size: Size, seed: int) -> dict[str, Tensor]:
 
 
 def run(size: Size, seed: int, folder: Path) -> dict[str, float]:
-    """Three runs, and the most that the process held."""
+    """Three runs on one core, and the most that the process held."""
+    torch.set_num_threads(1)
     member, base, seconds = members(size, seed)["shadows"], held("VmRSS"), []
     S, phi = (
         torch.from_numpy(np.load(folder / f"{kind}.npy", mmap_mode="c")) for kind in ("shadows", "targets")
@@ -135,6 +137,7 @@ def resident(folder: Path) -> int:
 def textbook(size: Size, seed: int, folder: Path) -> float:
     """Seconds of the loop for all records, from the first few; raises if it disagrees with ours."""
     draw(size, seed, folder)
+    torch.set_num_threads(1)
     member = members(size, seed)["shadows"][:, :SAMPLE]
     S, phi = (np.load(folder / f"{kind}.npy", mmap_mode="c")[..., :SAMPLE] for kind in ("shadows", "targets"))
     start = time.perf_counter()

@@ -49,7 +49,7 @@ class Case:
 
 
 LOCATION = Recipe(hidden=(1024, 512), batch=256, epochs=40)
-CNN = Recipe(net="cnn", batch=128, epochs=4, lr=0.05)
+CNN = Recipe(net="cnn", batch=128, epochs=3, lr=0.05)
 RESNET9 = Recipe(net="resnet9", batch=128, epochs=1, lr=0.05)
 CASES = [
     Case("digits_mlp", "digits", Recipe(epochs=40), 64, 5, peers=("loader", "indexing")),

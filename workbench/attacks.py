@@ -13,7 +13,7 @@ from blackbox import baseline
 from blackbox.mlps import Training
 from glasslab.game import Game, Shadows
 from glasslab.likelihood import ENOUGH, Sides, Variance, ratio, tail
-from workbench.evidence import attack_model, fitted, log_odds, log_p, loss, phi, scores, tau, told
+from workbench.evidence import attack_model, fitted, labels, log_odds, log_p, loss, phi, scores, tau, told
 
 Family = Literal["blackbox", "whitebox", "inversion", "synthesis"]
 Access = Literal["nothing", "labels", "probabilities", "weights"]
@@ -91,7 +91,7 @@ def _random(game: Game, generator: Generator) -> Float64[Tensor, "n"]:
 
 
 def _correctness(game: Game, generator: Generator) -> Float64[Tensor, "n"]:
-    return (game.oracle(game.x).cpu() == game.y.cpu()).double()
+    return (labels(game) == game.y.cpu()).double()
 
 
 def _loss(game: Game, generator: Generator) -> Float64[Tensor, "n"]:

@@ -39,10 +39,21 @@ class Told:
 
 
 def log_p(game: Game, k: int = 1) -> Float64[Tensor, "{k} n c"]:
-    """The target's answers to each record's k queries, read as log-probabilities."""
+    """The target's answers to each record's k queries, read as log-probabilities.
+
+    Raises ValueError where the oracle gives labels only.
+    """
+    if game.oracle.reveals != "probabilities":
+        raise ValueError(f"oracle must reveal probabilities to this attack, got {game.oracle.reveals}")
     parts = game.x.split(max(1, AT_ONCE // k))
     asked = [game.oracle(queries(x, k).flatten(0, 1)).cpu().unflatten(0, (k, len(x))) for x in parts]
     return log_answer(torch.cat(asked, 1), game.oracle.floor)
+
+
+def labels(game: Game) -> Int[Tensor, "n"]:
+    """The target's answers as labels, also where it reveals more."""
+    answers = game.oracle(game.x).cpu()
+    return answers if game.oracle.reveals == "labels" else answers.argmax(-1)
 
 
 def phi(game: Game, k: int = 1) -> Float64[Tensor, "{k} n"]:

@@ -39,12 +39,12 @@ CONV = Recipe(net="cnn", epochs=40, batch=128, lr=0.1, weight_decay=5e-4)
 
 RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
     {
-        ("digits", "mlp"): Recipe(net="mlp", epochs=60, batch=32, lr=0.1),
+        ("digits", "mlp"): Recipe(net="mlp", epochs=100, batch=32, lr=0.1),
         ("location30", "mlp"): Recipe(net="mlp", hidden=(1024, 512), epochs=50, batch=256, lr=0.1),
         ("purchase100", "mlp"): Recipe(net="mlp", hidden=(1024, 512), epochs=60, batch=128, lr=0.05),
         ("texas100", "mlp"): Recipe(net="mlp", hidden=(1024, 512), epochs=60, batch=128, lr=0.05),
         ("mnist", "cnn"): replace(CONV, epochs=20),
-        ("fashion_mnist", "cnn"): replace(CONV, epochs=30),
+        ("fashion_mnist", "cnn"): replace(CONV, epochs=15),
         ("cifar10", "cnn"): CONV,
         ("cifar100", "cnn"): CONV,
     }

@@ -104,6 +104,16 @@ def test_the_one_mlp_sees_sorted_answers_and_the_label():
     assert not torch.allclose(model(p, (y + 1) % 5), model(p, y), atol=1e-3)
 
 
+@variants
+def test_log_features_are_the_logarithms(per_class):
+    p, y, _, shadow_p, member = planted([0], n=300)
+    settings = {"per_class": per_class, "training": QUICK}
+    one = attack_model(shadow_p, y, member, generator=stream(0), features="log", **settings)
+    two = attack_model(shadow_p.log(), y, member, generator=stream(0), **settings)
+    assert torch.equal(one(p, y), two(p.log(), y))
+    assert one(torch.eye(5).double()[y], y).isfinite().all()  # a 0 has a logarithm to speak of
+
+
 def test_an_mlp_a_class_sees_answers_in_their_order():
     p, y, _, shadow_p, member = planted([0], n=300)
     model = attack_model(shadow_p, y, member, generator=stream(0), training=QUICK)

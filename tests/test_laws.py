@@ -1,0 +1,153 @@
+"""What every membership attack must obey. A new row of ATTACKS is tested here without a new line."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from worlds import ridge
+
+from glasslab.masks import noise, round_to, temperature, top_k
+from glasslab.metrics import auc, tpr_at_fpr, tpr_null
+from glasslab.null_law import auc_se
+from glasslab.oracle import BudgetExceeded, answer, log_answer
+from glasslab.split import stream
+from workbench.attacks import ATTACKS
+from workbench.play import granted
+
+every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+
+
+def run(attack, game, seed=0):
+    return attack.run(granted(game, attack), stream(seed), **attack.quick)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def leaky():
+    """So many features that every signal leaks, also those that do not look at the label."""
+    return ridge(leaks=True, seed=0, d=300)
+
+
+@every
+def test_finds_a_planted_leak(attack, leaky):
+    game, truth = leaky
+    area = auc(run(attack, game), truth)
+    if attack.control:
+        assert abs(area - 0.5) < 4 * auc_se(int(truth.sum()), int((~truth).sum()))
+    else:
+        assert area > 0.7
+
+
+@pytest.fixture(scope="module")
+def private_worlds():
+    return [ridge(leaks=False, seed=seed) for seed in range(20)]
+
+
+@every
+def test_finds_nothing_where_nothing_is(attack, private_worlds):
+    excess, areas = [], []
+    for game, truth in private_worlds:
+        score = run(attack, game)
+        tied = len(score.unique()) < len(score)
+        luck = tpr_null(int((~truth).sum()), 0.05)
+        excess.append(0.0 if tied else tpr_at_fpr(score, truth, 0.05).tpr - luck)
+        areas.append(auc(score, truth) - 0.5)
+    for found in map(torch.tensor, (excess, areas)):
+        assert found.mean().abs() <= 4 * found.std() / len(found) ** 0.5  # a false alarm in 16,000
+
+
+@every
+def test_the_order_of_records_does_not_matter(attack):
+    """Random rows draw by place: for them the order does not matter to what they find."""
+    game, truth = ridge(leaks=True, seed=1, d=300)
+    p = torch.randperm(len(game.y), generator=stream(0))
+    held = game.shadows
+    member = held.member[:, p]
+    shadows = replace(held, records=held.records[p], member=member, inside=member, z=held.z[:, p])
+    moved = replace(game, x=shadows.records.x, y=shadows.records.y, shadows=shadows)
+    before, after = run(attack, game), run(attack, moved)
+    if attack.random:
+        assert abs(auc(before, truth) - auc(after, truth[p])) < 0.1
+    else:
+        close(before[p], after)
+
+
+@every
+def test_the_order_of_shadows_does_not_matter(attack):
+    game, truth = ridge(leaks=True, seed=2, d=300)
+    held, p = game.shadows, torch.randperm(len(game.shadows.z), generator=stream(0))
+    member = held.member[p]
+    models = [held.models[i] for i in p.tolist()]
+    shadows = replace(
+        held, models=models, member=member, inside=member, z=held.z[p], z_aux=held.z_aux[p]
+    )
+    before, after = run(attack, game), run(attack, replace(game, shadows=shadows))
+    if attack.random:
+        assert abs(auc(before, truth) - auc(after, truth)) < 0.1
+    else:
+        close(before, after)
+
+
+@every
+def test_arguments_are_left_alone(attack):
+    game, _ = ridge(leaks=True, seed=3)
+    held = game.shadows
+    tensors = [game.x, game.y, game.aux.x, game.aux.y, held.member, held.inside, held.z, held.z_aux]
+    tensors += [w for model in (game.model, *held.models) for w in model.parameters()]
+    before = [t.clone() for t in tensors]
+    asked = game.oracle.queries
+    run(attack, game)
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+    assert game.oracle.queries == asked  # it played with an oracle of its own
+
+
+@every
+def test_uses_only_what_its_access_grants(attack):
+    game, _ = ridge(leaks=True, seed=4)
+    own = granted(game, attack)
+    attack.run(own, stream(0), **attack.quick)
+    silent = attack.access in ("nothing", "weights")
+    assert (own.model is None) == (attack.access != "weights")
+    assert own.oracle.queries == (0 if silent else len(game.y) * attack.needs.queries)
+    if silent:
+        return
+    shut = replace(own, oracle=replace(own.oracle, budget=0))
+    with pytest.raises(BudgetExceeded, match="0 left of a budget of 0"):
+        attack.run(shut, stream(0), **attack.quick)
+    label_only = replace(own, oracle=replace(own.oracle, reveals="labels"))
+    if attack.access == "labels":
+        attack.run(label_only, stream(0), **attack.quick)
+    else:
+        with pytest.raises(ValueError, match="must reveal probabilities to this attack, got labels"):
+            attack.run(label_only, stream(0), **attack.quick)
+
+
+@every
+def test_two_targets_in_one_process(attack):
+    (a, _), (b, _) = ridge(leaks=True, seed=5), ridge(leaks=True, seed=6)
+    beside = replace(a, oracle=b.oracle, model=b.model)  # another target, the same shadows
+    together = [run(attack, game) for game in (a, beside, b, a)]
+    alone = [run(attack, replace(game, shadows=replace(game.shadows))) for game in (a, beside, b, a)]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one, other)
+
+
+@every
+@pytest.mark.parametrize("mask", [temperature(5), round_to(1), top_k(1), noise(0.2)], ids=repr)
+@pytest.mark.filterwarnings("ignore::glasslab.checks.Floored")
+def test_a_masked_interface_gives_finite_scores(attack, mask):
+    game, _ = ridge(leaks=True, seed=7, n=200)
+    z = log_answer(answer(game.shadows.z, [mask]), getattr(mask, "floor", None))
+    shadows = replace(game.shadows, z=z)
+    masked = replace(game, oracle=replace(game.oracle, mask=(mask,)), shadows=shadows)
+    assert run(attack, masked).isfinite().all()
+
+
+@every
+def test_says_where_it_belongs(attack):
+    assert attack.paper.startswith("arXiv:") or attack.control
+    assert attack.holds
+    assert not (attack.control and attack.default)

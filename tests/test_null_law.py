@@ -1,0 +1,120 @@
+"""In a world without a leak every attack reads what chance reads, and no more.
+
+Each check at level 0.001 / number of checks: the file fails by luck less than once in 1,000 seeds.
+"""
+
+import pytest
+import torch
+from torch import nn
+from worlds import null, ridge
+
+from blackbox.lira import lira
+from glasslab.data import Data
+from glasslab.game import Game, Shadows
+from glasslab.metrics import auc
+from glasslab.null_law import auc_se, null_breaches
+from glasslab.oracle import Oracle
+from glasslab.recipe import Recipe
+from glasslab.split import leave_one_out, stream, target_rows
+from workbench.attacks import ATTACKS
+from workbench.play import granted
+
+WORLDS = 8  # targets of a check
+CHECKS = 2 * 3 * len(ATTACKS)  # AUC and TPR, in three kinds of worlds
+
+every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+
+
+class Table(nn.Module):
+    """A model that answers about record i what row i of a table says."""
+
+    def __init__(self, z):
+        super().__init__()
+        self.z = nn.Parameter(z, requires_grad=False)
+
+    def forward(self, x):
+        return self.z[x[:, 0].long()]
+
+
+def tabled(phi, shadow_phi, inside, classes=2, seed=0):
+    """A game whose models answer log-odds phi about n records of two classes, whatever they trained on."""
+    n = len(phi)
+    y = torch.randint(classes, (n,), generator=stream(seed, "y"))
+    pool = Data(torch.arange(n).float()[:, None], y, classes, "table")
+
+    def logits(s):
+        return (torch.nn.functional.one_hot(y, classes) * s[..., None]).float()
+
+    z = logits(shadow_phi)[:, :, None]
+    shadows = Shadows([Table(each[:, 0]) for each in z], pool, inside, inside, z, z[:, :, 0])
+    model = Table(logits(phi)).eval()
+    return Game(Oracle(model), model, pool.x, y, classes, Recipe(), shadows, pool)
+
+
+def run(attack, game):
+    return attack.run(granted(game, attack), stream(1), **attack.quick)
+
+
+def signals_that_know_nothing():
+    for seed in range(WORLDS):
+        S, member = null(m=16, n=400, seed=seed)
+        phi = torch.randn(400, generator=stream(seed, "target"), dtype=torch.float64)
+        yield tabled(phi, S, member, seed=seed), target_rows(1, 400, seed)[0]
+
+
+def truth_of_another_target():
+    for seed in range(WORLDS):
+        game, _ = ridge(leaks=True, seed=seed)
+        yield game, target_rows(1, 400, seed + 1000)[0]
+
+
+def models_of_other_records():
+    for seed in range(WORLDS):
+        yield ridge(leaks=False, seed=seed + 100)
+
+
+@pytest.fixture(
+    scope="module", params=[signals_that_know_nothing, truth_of_another_target, models_of_other_records]
+)
+def worlds(request):
+    return list(request.param())
+
+
+@every
+def test_reads_what_chance_reads(attack, worlds):
+    score = torch.stack([run(attack, game) for game, _ in worlds])
+    truth = torch.stack([truth for _, truth in worlds])
+    assert null_breaches(score, truth, checks=CHECKS) == []
+
+
+def test_the_law_bites():
+    truth = target_rows(WORLDS, 400, 0)
+    score = torch.randn(WORLDS, 400, generator=stream(0)) + 0.25 * truth
+    assert null_breaches(score, truth, checks=CHECKS)
+    assert null_breaches(score, target_rows(WORLDS, 400, 1), checks=CHECKS) == []
+
+
+@every
+@pytest.mark.parametrize("m", [4, 6, 8, 16])
+@pytest.mark.filterwarnings("ignore::glasslab.checks.Floored")  # two values may lie close together
+def test_a_shadow_left_out_is_not_told_by_counts(attack, m):
+    """Cure 2 of the protocol. LiRA's pooled spreads need two models a side somewhere: it refuses at m = 4."""
+    S, member = null(m, n=2000, seed=m)
+    held, inside = leave_one_out(0, S, member)
+    game = tabled(S[0], held, inside, seed=m)
+    if m // 2 - 1 < max(attack.needs.n_in, attack.needs.n_out):
+        assert m == 4
+        with pytest.raises(ValueError, match="member must hold"):
+            run(attack, game)
+        return
+    n_pos = int(member[0].sum())
+    allowance = 4.4 * auc_se(n_pos, 2000 - n_pos)  # 0.001 in all over these 64 checks
+    assert abs(auc(run(attack, game), member[0]) - 0.5) < allowance
+
+
+@pytest.mark.parametrize(("m", "most"), [(6, 0.40), (8, 0.46)])
+@pytest.mark.filterwarnings("ignore::glasslab.checks.Floored")
+def test_unequal_counts_do_tell(m, most):
+    """The same without the cure: a member lacks a model in, others one out; LiRA ranks them upside down."""
+    S, member = null(m, n=20_000, seed=m)
+    assert auc(lira(S[0], S[1:], member[1:], variance="record"), member[0]) < most
