@@ -25,7 +25,7 @@ from safetensors.torch import save as dump
 from torch import Tensor
 
 FILES = ("results.parquet", "scores.safetensors", "curves.parquet", "results.json")  # the last one completes
-PACKAGES = ("glasslab", "torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors")
+PACKAGES = ("glasslab", "numpy", "scipy", "scikit-learn", "pandas", "safetensors")
 HELD = ("truth", "records")  # entries of scores.safetensors that are no attack
 
 
@@ -132,7 +132,8 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a number may depend on."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    own = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return own | {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str:
