@@ -2,22 +2,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: compare test slow table format clean
+.PHONY: compare test slow notebooks table format clean
 
 compare: .venv/installed       ## the main job: train the zoo, run the attacks, print the table
 	$(BIN)/glasslab compare $(ARGS)
 
-test: .venv/installed-dev      ## lint, format, types, the suite without what is slow, the README's table
+test: .venv/installed-dev      ## lint, format, types, the suite without what is slow, notebooks, the README's tables
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(MAKE) notebooks
 	$(BIN)/python -m benchmark.readme --check
 
 slow: .venv/installed-dev      ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow $(ARGS)
 
-table: .venv/installed-dev     ## rebuild the README's table from benchmark/results
+notebooks: .venv/installed-dev
+	$(BIN)/pytest -p no:doctest --nbmake --nbmake-timeout=600 notebooks
+
+table: .venv/installed-dev     ## rebuild the README's tables from benchmark/results
 	$(BIN)/python -m benchmark.readme
 
 format: .venv/installed-dev
@@ -36,4 +40,4 @@ format: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv runs zoo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs zoo notebooks/runs notebooks/zoo .pytest_cache .mypy_cache .ruff_cache

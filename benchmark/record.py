@@ -4,13 +4,14 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from glasslab.results import commit
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -47,12 +48,6 @@ def write(
     return path
 
 
-def commit() -> str | None:
-    """The commit that ran, with a + where the code differs from it; None outside a git checkout."""
-    head = _git("rev-parse", "--short=12", "HEAD")
-    return head and head + ("+" if _git("status", "--porcelain", "--", ".", ":!benchmark/results") else "")
-
-
 def machine() -> str:
     """Processor, cores that this process may use, and GPU where there is one; no names of hosts."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -64,12 +59,3 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def _git(*words: str) -> str | None:
-    """What git prints; None where it fails or is missing."""
-    try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -169,12 +169,7 @@ class Design:
 
 
 def design(data: Data, recipe: Recipe, *, seed: int, records: int | None, device: str) -> Design:
-    """Cuts the data and resolves the recipe. A cap that the pool does not reach is no cap.
-
-    Raises ValueError for a net of the user's that has no name, such as a partial.
-    """
-    if not isinstance(recipe.net, str) and not hasattr(recipe.net, "__qualname__"):
-        raise ValueError(f"net must be a name, a function or a class, got a {type(recipe.net).__name__}")
+    """Cuts the data and resolves the recipe. A cap that the pool does not reach is no cap."""
     parts = split(data, seed, records=records)
     if records is not None and len(parts.pool) < records:
         parts = split(data, seed)

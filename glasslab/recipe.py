@@ -45,6 +45,8 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.net, str) and not hasattr(self.net, "__qualname__"):
+            raise ValueError(f"net must be a name, a function or a class, got a {type(self.net).__name__}")
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")

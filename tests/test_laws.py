@@ -81,9 +81,7 @@ def test_the_order_of_shadows_does_not_matter(attack):
     held, p = game.shadows, torch.randperm(len(game.shadows.z), generator=stream(0))
     member = held.member[p]
     models = [held.models[i] for i in p.tolist()]
-    shadows = replace(
-        held, models=models, member=member, inside=member, z=held.z[p], z_aux=held.z_aux[p]
-    )
+    shadows = replace(held, models=models, member=member, inside=member, z=held.z[p], z_aux=held.z_aux[p])
     before, after = run(attack, game), run(attack, replace(game, shadows=shadows))
     if attack.random:
         assert abs(auc(before, truth) - auc(after, truth)) < 0.1

@@ -118,9 +118,9 @@ def changed(recipe: Recipe, changes: str) -> Recipe:
 
 def _read(name: str, text: str, kind: Any) -> Any:
     """A value of the field's type. Lists are joined by `+`; nothing after `=` is the empty list."""
+    if get_origin(kind) is tuple:
+        return tuple(_read(name, piece, get_args(kind)[0]) for piece in filter(None, text.split("+")))
     try:
-        if get_origin(kind) is tuple:
-            return tuple(_read(name, piece, get_args(kind)[0]) for piece in filter(None, text.split("+")))
         if get_origin(kind) is Literal:
             if text not in get_args(kind):
                 raise ValueError

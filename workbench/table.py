@@ -82,7 +82,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _span(low: float | None, high: float | None, unit: float, digits: int) -> str:
+def _span(low: float | None, high: float | None, unit: int, digits: int) -> str:
     return "-" if low is None or high is None else f"{unit * low:.{digits}f}-{unit * high:.{digits}f}"
 
 

@@ -18,10 +18,10 @@ CURVES = pd.DataFrame({"curve": ["roc", "roc"], "x": [0.0, 1.0], "y": [0.5, 1.0]
 
 
 def made(**changes):
-    rows = [{"attack": "loss", "auc": math.nan, "flags": ["a"], "n": np.int64(3)}, {"attack": "lira", "auc": 0.5}]
+    loss = {"attack": "loss", "auc": math.nan, "flags": ["a"], "n": np.int64(3)}
     held = Results(
         manifest={"seed": 0, "command": "by hand"},
-        rows=rows,
+        rows=[loss, {"attack": "lira", "auc": 0.5}],
         summary=[{"attack": "loss", "auc": -math.inf}],
         scores={"loss": torch.randn(2, 5).double()},
         truth=torch.rand(2, 5) < 0.5,
