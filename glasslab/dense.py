@@ -49,6 +49,7 @@ class DenseStack:
         # Room for activations and slopes, kept: fresh pages each step cost as much as the arithmetic.
         room = [self.theta.new_empty(self.m, l.out_features, recipe.batch) for l in layers[0]]
         self.h, self.dh = room, [torch.empty_like(t) for t in room]
+        self.ht, self.wt = [t.mT for t in self.h], [t.mT for t in self.w]
         self.ones = self.theta.new_ones(self.m, recipe.batch, 1)
 
     def inputs(self, x: Tensor) -> Tensor:
@@ -67,11 +68,11 @@ class DenseStack:
         d = torch.softmax(z, 1, out=self.dh[-1]).sub_(y.mT)  # slope of the summed loss in the logits
         keep, scale = self._begin(), 1 / self.recipe.batch
         for i in reversed(range(len(self.w))):
-            below = self.h[i - 1].mT if i else x
+            below = self.ht[i - 1] if i else x
             torch.baddbmm(self.gw[i], d, below, beta=keep, alpha=scale, out=self.gw[i])
             torch.baddbmm(self.gb[i], d, self.ones, beta=keep, alpha=scale, out=self.gb[i])
             if i:
-                d = torch.bmm(self.w[i].mT, d, out=self.dh[i - 1])
+                d = torch.bmm(self.wt[i], d, out=self.dh[i - 1])
                 torch.ops.aten.threshold_backward.grad_input(d, self.h[i - 1], 0, grad_input=d)
         self._update(lr)
 

@@ -20,6 +20,7 @@ from glasslab.schedule import Job, Patience, order, rate
 from glasslab.serial import make_optimiser
 
 SLICE = 8
+GATHERED = 1 << 20  # numbers of the batches that are gathered at a time
 
 
 class FunctionalStack:
@@ -101,14 +102,16 @@ def _learn(job: Job, stack: "DenseStack | FunctionalStack", rows: slice, stop: E
     x, y = stack.inputs(job.x.to(job.device)), stack.targets(job.y.to(job.device))
     generators = [torch.Generator().manual_seed(seed) for seed in job.seeds[rows]]
     patience, best, step = Patience(len(member), recipe.patience), stack.state(), 0
+    at_once = max(1, GATHERED // (len(member) * recipe.batch * x[0].numel()))
     for _ in range(recipe.epochs):
         if stop.is_set():
             raise InterruptedError("training was interrupted")
         orders = [order(row, job.steps, recipe.batch, g) for row, g in zip(member, generators, strict=True)]
-        for ids in torch.stack(orders, 1).to(job.device):
-            batch = _augmented(x[ids], job, generators) if recipe.augment else x[ids]
-            stack.step(batch, y[ids], rate(recipe, step, job.steps * recipe.epochs))
-            step += 1
+        for ids in torch.stack(orders, 1).to(job.device).split(at_once):
+            for xb, yb in zip(x[ids], y[ids], strict=True):
+                batch = _augmented(xb, job, generators) if recipe.augment else xb
+                stack.step(batch, yb, rate(recipe, step, job.steps * recipe.epochs))
+                step += 1
         job.tick(len(member))
         if job.val is not None:
             val = job.val.to(job.device)

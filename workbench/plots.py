@@ -5,6 +5,7 @@ Readable in grey: a family has one colour everywhere, its attacks differ in shad
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -173,7 +174,7 @@ def _signed(figure: Figure, results: Results) -> Figure:
     n_neg = int((~results.truth).sum())
     models = f"m = {held['shadows']} shadows, t = {held['targets']} targets, n_neg = {n_neg}"
     about = f"{held['data']['name']}, {held['recipe']['net']}; {models}; seed {held['seed']}"
-    small = f"{about}, commit {held['commit']}\n{held['command']}"
+    lines = [f"{about}, commit {held['commit']}", shorten(held["command"], 150, placeholder=" ...")]
     figure.get_layout_engine().set(rect=(0, 0.06, 1, 0.94))  # type: ignore[union-attr, call-arg]
-    figure.text(0.01, 0.012, small, fontsize=6, color="0.35")
+    figure.text(0.01, 0.012, "\n".join(lines), fontsize=6, color="0.35", in_layout=False)
     return figure

@@ -5,8 +5,12 @@ import torch
 from zoos import RECIPE, tiny
 
 from glasslab.data import Data
+from glasslab.results import read
 from glasslab.split import stream
+from workbench import compare
 
+PLAYED = ["random", "correctness", "loss", "confidence", "modified-entropy", "loss-per-class"]
+PLAYED += ["modified-entropy-per-class", "lira", "lira-pooled", "lira-offline"]
 MEMORISES = replace(RECIPE, hidden=(64,), epochs=40)
 
 
@@ -34,3 +38,16 @@ def foreign(tmp_path_factory):
 def small(tmp_path_factory):
     """4 shadows and 1 target: too few for most."""
     return tiny(tmp_path_factory.mktemp("small"), shadows=4, targets=1)
+
+
+@pytest.fixture(scope="session")
+def kept(zoo, tmp_path_factory):
+    """A run on `zoo`: its frame, what lies on disk, the folder."""
+    folder = tmp_path_factory.mktemp("run")
+    frame = compare(zoo, PLAYED, out=folder, command="glasslab compare", progress=False)
+    return frame, read(folder), folder
+
+
+@pytest.fixture(scope="session")
+def held(kept):
+    return kept[1]

@@ -5,18 +5,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.colors import rgb_to_hsv
 
-from glasslab.results import read
-from workbench import compare, plots
-
-NAMES = ["random", "loss", "confidence", "entropy", "modified-entropy", "loss-per-class", "yeom"]
-NAMES += ["modified-entropy-per-class", "shadow-sorted", "lira", "lira-pooled", "lira-offline"]
-
-
-@pytest.fixture(scope="module")
-def held(zoo, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    compare(zoo, NAMES, out=folder, command="glasslab compare", progress=False)
-    return read(folder)
+from workbench import plots
 
 
 def steps(figure):

@@ -1,19 +1,9 @@
 import io
 import re
 
-import pytest
 from rich.console import Console
 
-from glasslab.results import read
-from workbench import compare
 from workbench.table import table
-
-
-@pytest.fixture(scope="module")
-def held(zoo, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    compare(zoo, ["random", "loss", "lira"], out=folder, command="glasslab compare", progress=False)
-    return read(folder)
 
 
 def printed(summary, manifest, width=100):
