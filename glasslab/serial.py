@@ -1,27 +1,52 @@
-"""The serial engine: one model after another, channels-last, bfloat16 autocast, data kept on the device."""
+"""The serial engine: a training loop a model, channels-last, bfloat16 autocast, data kept on the device.
+
+On a graphics card one model after another; on a processor a few side by side, each on its share of the cores.
+"""
+
+from threading import Event
 
 import torch
 from torch import Tensor, nn
 
 from glasslab.augment import augment
+from glasslab.cores import side_by_side
 from glasslab.recipe import Recipe
 from glasslab.schedule import Job, Patience, order, rate
 
+CHUNK = 4  # models of a chunk, trained side by side
+
 
 def train(job: Job) -> dict[str, Tensor]:
-    """As glasslab.train.train."""
+    """As glasslab.train.train. On a processor each model has its share of the cores."""
     x, y = job.x.to(job.device, memory_format=_layout(job.x)), job.y.to(job.device)
-    states = []
-    for row, seed in zip(job.member, job.seeds, strict=True):
-        model = job.fresh(seed).to(memory_format=_layout(x))
+    models, stop = [job.fresh(seed).to(memory_format=_layout(x)) for seed in job.seeds], Event()
+
+    def run(i: int) -> dict[str, Tensor]:
+        return _one(job, models[i], x, y, job.member[i], torch.Generator().manual_seed(job.seeds[i]), stop)
+
+    def alone(i: int) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
-            torch.manual_seed(seed)  # dropout draws from the global generator
-            states.append(_one(job, model, x, y, row, torch.Generator().manual_seed(seed)))
+            torch.manual_seed(job.seeds[i])
+            return run(i)
+
+    rows = range(len(models))
+    try:
+        if draws(models[0]) or job.device.type != "cpu":
+            states = [alone(i) for i in rows]
+        else:
+            states = side_by_side(run, rows, threads=max(1, torch.get_num_threads() // CHUNK))
+    finally:
+        stop.set()  # after Ctrl-C the other models end with their step
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
+def draws(model: nn.Module) -> bool:
+    """Whether training draws from torch's global generator (dropout), so that nothing may run beside it."""
+    return any(isinstance(part, nn.modules.dropout._DropoutNd) for part in model.modules())
+
+
 def _one(
-    job: Job, model: nn.Module, x: Tensor, y: Tensor, row: Tensor, generator: torch.Generator
+    job: Job, model: nn.Module, x: Tensor, y: Tensor, row: Tensor, generator: torch.Generator, stop: Event
 ) -> dict[str, Tensor]:
     """One model, from its first weights to its last (or its best on val)."""
     recipe, patience = job.recipe, Patience(1, job.recipe.patience)
@@ -29,6 +54,8 @@ def _one(
     best, step = None, 0
     for _ in range(recipe.epochs):
         for rows in order(row, job.steps, recipe.batch, generator).to(x.device):
+            if stop.is_set():
+                raise InterruptedError("training was interrupted")
             for group in optimiser.param_groups:
                 group["lr"] = rate(recipe, step, job.steps * recipe.epochs)
             batch = augment(x[rows], recipe.augment, generator) if recipe.augment else x[rows]

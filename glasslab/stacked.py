@@ -4,10 +4,7 @@ Rows go in slices of 8, whatever the machine; on a processor each slice keeps to
 by side. So the bits depend on the rows of a slice, not on the number of cores.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.pool import ThreadPool
+from collections.abc import Callable, Sequence
 from threading import Event
 
 import torch
@@ -15,9 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from glasslab.augment import augment
+from glasslab.cores import side_by_side
 from glasslab.dense import DenseStack, dense_layers
 from glasslab.schedule import Job, Patience, order, rate
-from glasslab.serial import make_optimiser
+from glasslab.serial import draws, make_optimiser
 
 SLICE = 8
 GATHERED = 1 << 20  # numbers of the batches that are gathered at a time
@@ -76,7 +74,7 @@ def train(job: Job) -> dict[str, Tensor]:
     models, stop = [job.fresh(seed) for seed in job.seeds], Event()
     if not can_stack(models[0]):
         raise ValueError("engine must be serial for a net with BatchNorm, got stacked")
-    chancy = any(isinstance(part, nn.modules.dropout._DropoutNd) for part in models[0].modules())
+    chancy = draws(models[0])
     width = SLICE if job.device.type == "cpu" else len(models)
     slices = [slice(i, i + width) for i in range(0, len(models), width)]
 
@@ -88,11 +86,10 @@ def train(job: Job) -> dict[str, Tensor]:
         )
         return _learn(job, stack, rows, stop)
 
-    with _one_core_each(1 if chancy else len(slices)) as pool:
-        try:
-            parts = [_seeded(run, s, job) for s in slices] if chancy else pool.map(run, slices)
-        finally:
-            stop.set()  # after Ctrl-C the slices end with their epoch
+    try:
+        parts = [_seeded(run, s, job) for s in slices] if chancy else side_by_side(run, slices)
+    finally:
+        stop.set()  # after Ctrl-C the slices end with their epoch
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -140,15 +137,3 @@ def _augmented(x: Tensor, job: Job, generators: Sequence[torch.Generator]) -> Te
 
 def _over(mask: Tensor, t: Tensor) -> Tensor:
     return mask.view(-1, *[1] * (t.ndim - 1))
-
-
-@contextmanager
-def _one_core_each(slices: int) -> Iterator[ThreadPool]:
-    """A pool as wide as slices and cores allow, in which each torch call keeps to one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPool(max(1, min(slices, os.cpu_count() or 1)), torch.set_num_threads, (1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """Trains the models of a zoo: one function in front of two engines.
 
-Stacked: all rows as one set of parameters with a leading axis, for small dense nets. Serial: one model after
-another, in bfloat16 where the processor has it, for convolutions and wide dense nets. Either way a model is a
+Stacked: all rows as one set of parameters with a leading axis, for small dense nets. Serial: a loop a model,
+in bfloat16 where the processor has it, for convolutions and wide dense nets. Either way a model is a
 function of (recipe, records, membership row, seed, chunk), of nothing else.
 """
 
@@ -81,8 +81,8 @@ def resolve(recipe: Recipe, data: Data, device: torch.device | str) -> Recipe:
 
 
 def rows_at_once(recipe: Recipe) -> int:
-    """Rows of a chunk. A serial model does not depend on its neighbours, so each is a chunk of its own."""
-    return 16 if recipe.engine == "stacked" else 1
+    """Rows of a chunk: few where each takes long, since a kill costs a chunk."""
+    return 16 if recipe.engine == "stacked" else serial.CHUNK
 
 
 def estimate(

@@ -195,13 +195,15 @@ def _later(command: Command) -> Callable[..., Callable[[], int]]:
 
 def _one_line(box: str) -> str:
     """What the parser says in a box: its first paragraph, and what it thinks was meant."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] == "│"]
-    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    first = " ".join(" ".join(lines[:rule]).split()).partition(" Got errors:")[0]
-    meant = [f"did you mean {line.split()[0]}?" for line in lines[rule:] if line.startswith("--")]
-    there = [line for line in lines[rule:] if line.startswith("Available")]
-    hint = next(iter([*meant, *there]), "")
-    return f"{first} ({hint})" if first and hint and hint.split()[-1].strip("?") not in first else first
+    lines = [line.strip("╭╮╰╯│ ") for line in box.splitlines()][1:]  # the first is a title
+    rules = [i for i, line in enumerate(lines) if line and set(line) <= {"─", "-"}] + [len(lines)]
+    start = 1 if rules[0] == 0 else 0  # without a box the title is underlined
+    end = rules[start]
+    first = " ".join(" ".join(lines[start:end]).split()).partition(" Got errors:")[0]
+    flags = [line for line in lines[end:] if line.startswith("--") and set(line) != {"-"}]
+    there = [line for line in lines[end:] if line.startswith("Available")]
+    hints = [*(f"did you mean {line.split()[0]}?" for line in flags), *there]
+    return f"{first} ({hints[0]})" if hints and hints[0].split()[-1].strip("?") not in first else first
 
 
 def _fail(code: int, line: str) -> int:

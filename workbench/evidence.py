@@ -4,7 +4,8 @@ Whatever depends on the shadows alone is made once, and kept for the next target
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
@@ -95,6 +96,17 @@ def attack_model(
     return _attack_model(told(game), seed, per_class, pairs, training)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For many small steps: a second thread brings nothing, and waits at each step on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _kept(f: Callable[..., T]) -> Callable[..., T]:
     """f, once for the same arguments; whoever asks again hears its warnings again."""
 
@@ -152,15 +164,16 @@ def _attack_model(
 ) -> shadow.AttackModel:
     generator = torch.Generator().manual_seed(seed)
     p = seen.z.double().softmax(-1)
-    return shadow.attack_model(
-        p,
-        seen.y,
-        seen.member,
-        generator=generator,
-        per_class=per_class,
-        pairs=pairs,
-        training=training,
-    )
+    with one_thread():
+        return shadow.attack_model(
+            p,
+            seen.y,
+            seen.member,
+            generator=generator,
+            per_class=per_class,
+            pairs=pairs,
+            training=training,
+        )
 
 
 def log_odds(z: Float[Tensor, "n c"], y: Int[Tensor, "n"]) -> Float64[Tensor, "n"]:

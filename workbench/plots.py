@@ -43,13 +43,16 @@ def save(results: Results, folder: str | Path) -> list[Path]:
 def roc(results: Results, attacks: Sequence[str] | None = None) -> Figure:
     """TPR against FPR over all targets, both logarithmic, as steps.
 
-    The best at 0.1 % unless `attacks` are named, eight at most.
+    The best at 0.1 % unless `attacks` are named, eight at most; raises ValueError for one without a curve.
     Hatched: rates that so few non-members cannot resolve. Grey: where 95 % of attacks without information
     lie. Bars: 95 % intervals of the first attack at 1 % and 0.1 %. A TPR of 0 lies on the floor.
     """
-    ranked = _ranked(results)
-    names = list(attacks or ranked)[:CURVES]
-    first, styles = ranked[names[0]], _styles([ranked[name] for name in names])
+    sound = {row["attack"]: row for row in results.summary if row["error"] is None}
+    names = list(attacks or _ranked(results))[:CURVES]
+    for name in names:
+        if name not in sound:
+            raise ValueError(f"attacks must be some of {', '.join(sound)}, got {name!r}")
+    first, styles = sound[names[0]], _styles([sound[name] for name in names])
     floor = tuple(max(FLOOR, 0.5 / first[side]) for side in ("n_neg", "n_pos"))
     figure = Figure(figsize=(6.4, 6.2), layout="constrained")
     axes = figure.subplots()
@@ -60,7 +63,7 @@ def roc(results: Results, attacks: Sequence[str] | None = None) -> Figure:
         points = results.curves.query("curve == 'roc' and attack == @name")
         x, y = points["x"].clip(lower=floor[0]), points["y"].clip(lower=floor[1])
         axes.step(
-            x, y, where="post", label=f"{100 * ranked[name]['tpr_at_0.1pct']:.2f} %  {name}", **styles[name]
+            x, y, where="post", label=f"{100 * sound[name]['tpr_at_0.1pct']:.2f} %  {name}", **styles[name]
         )
     _bars(axes, first, floor[1], styles[names[0]]["color"])
     axes.legend(title="TPR at 0.1 % FPR", loc="lower right", fontsize=SMALL, title_fontsize=SMALL)
@@ -92,12 +95,12 @@ def records(results: Results) -> Figure:
     return _signed(figure, results)
 
 
-def _ranked(results: Results) -> dict[str, Row]:
+def _ranked(results: Results) -> list[str]:
     """Attacks with a score for every target, best first; of two with the same curve, one."""
     rows = [row for row in results.summary if row["error"] is None]
     rows.sort(key=lambda row: (row["tpr_at_0.1pct"], row["auc"]), reverse=True)
     numbers = [tuple(row[name] for name in ("auc", "tpr_at_1pct", "tpr_at_0.1pct")) for row in rows]
-    return {row["attack"]: row for i, row in enumerate(rows) if numbers[i] not in numbers[:i]}
+    return [row["attack"] for i, row in enumerate(rows) if numbers[i] not in numbers[:i]]
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -146,7 +149,8 @@ def _sides(axes: Axes, points: pd.DataFrame, fitted: pd.DataFrame) -> None:
         axes.plot(x, norm.pdf(x, mu, sig), color="black" if side == "in" else "0.45", linewidth=1.2)
     for mark in _marks():
         values = points.loc[points["side"] == mark.get_label(), "y"]
-        axes.plot(values, np.zeros(len(values)), clip_on=False, zorder=5, **_look(mark))
+        if len(values):  # an empty line has no place on the page
+            axes.plot(values, np.zeros(len(values)), clip_on=False, zorder=5, **_look(mark))
     axes.tick_params(labelsize=SMALL)
 
 

@@ -21,6 +21,7 @@ from glasslab.zoo import Zoo
 from workbench.arena import Arena, Evaluate, able, arena
 from workbench.attacks import Attack, chosen
 from workbench.curves import curves, joined, risks
+from workbench.evidence import one_thread
 from workbench.play import Played, floored, play
 from workbench.rivals import differences
 from workbench.rows import Row, Runs, rows, summary
@@ -64,7 +65,8 @@ def compare(
         held = _unmeasured(zoo, ring, runs, manifest)
         if out is not None:
             results.save(out, held)  # what was played is on disk before it is measured
-        every, pooled = _measured(runs, tick)
+        with one_thread():
+            every, pooled = _measured(runs, tick)
         held = replace(held, rows=every, summary=pooled, curves=_curves(zoo, ring, held, mask))
     held.manifest["checks"] = _said_of_all(held.summary) + told_apart(zoo.pool.x, ring.truth)
     held.manifest["seconds"] = perf_counter() - start

@@ -129,8 +129,8 @@ def compared(
         kept = f"{out} keeps what was finished, " if (out / "results.json").exists() else ""
         raise Stopped(f"{kept}all models are kept in {zoo.folder}; the same command attacks anew") from None
     held = read(out)
-    pictures = plots.save(held, out)
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table(held.summary, held.manifest))
+    pictures = plots.save(held, out)
     say(f"{out}: results.json, results.parquet, scores.safetensors, curves.parquet, {_names(pictures)}")
     failed = frame["error"].notna() & ~frame["error"].fillna("").str.startswith(NOT_RUN)
     return int(failed.any())

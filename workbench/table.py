@@ -17,7 +17,7 @@ LEGEND = "° not one false positive is allowed: TPR at FPR 0   * fewer than 10 a
 
 def table(summary: Sequence[Row], manifest: Row) -> Table:
     """Best TPR at 0.1 % first, chance below, errors last; second lines hold 95 % intervals."""
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption_style="")
+    drawn = Table(box=box.SIMPLE_HEAD, padding=0, caption_justify="left", caption_style="")
     drawn.add_column("attack\n[dim]family, access[/]", overflow="fold", max_width=27)
     rates = [f"TPR % at\n{rate} FPR" for rate in RATES.values()]
     for head in ("AUC\n ", "bal. acc.\n[dim]transf.[/]", *rates, "queries\n[dim]models[/]", "seconds\n "):

@@ -119,11 +119,22 @@ def test_same_arguments_same_bytes(engine, change):
     )
 
 
-def test_cores_do_not_change_the_bits(monkeypatch):
+@pytest.fixture
+def two_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("engine", ["stacked", "serial"])
+def test_neighbours_on_other_cores_do_not_change_the_bits(engine, two_cores):
+    recipe = replace(RECIPE, engine=engine)
     (x, y), member = world(), shadow_rows(10, 60, 0)
-    once = train(make(RECIPE), RECIPE, x, y, member, SEEDS)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    again = train(make(RECIPE), RECIPE, x, y, member, SEEDS)
+    once = train(make(recipe), recipe, x, y, member, SEEDS)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    again = train(make(recipe), recipe, x, y, member, SEEDS)
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
@@ -206,7 +217,7 @@ def test_auto_chooses_by_net(monkeypatch):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     assert chosen(Recipe(net="cnn"), image) == ("serial", "float32", "none")
-    assert (rows_at_once(resolve(Recipe(), table, "cpu")), rows_at_once(Recipe(engine="serial"))) == (16, 1)
+    assert (rows_at_once(resolve(Recipe(), table, "cpu")), rows_at_once(Recipe(engine="serial"))) == (16, 4)
 
 
 def test_bfloat16_learns_as_float32_does():

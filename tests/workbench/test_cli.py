@@ -20,9 +20,11 @@ ROOT = Path(__file__).parents[2]
 SMALL = ["--shadows", "8", "--targets", "2", "--records", "100", "--recipe", "epochs=2"]
 
 
-@pytest.fixture
-def wrong(capsys, monkeypatch):
+@pytest.fixture(params=[True, False], ids=["boxes", "ascii"])
+def wrong(request, capsys, monkeypatch):
     """Runs a command that must end with code 2 and one line, before any model is trained; the line."""
+    if request.param:  # what the parser draws on a terminal
+        monkeypatch.setattr("tyro._fmtlib._should_use_utf8_drawing_chars", lambda: True)
 
     def refuse(*arguments, **settings):
         raise AssertionError("trained")
@@ -95,20 +97,9 @@ def test_help_names_every_flag_and_explains_it(words, capsys):
     text = capsys.readouterr().out
     assert f"usage: {' '.join(['glasslab', *words])}" in text
     if words == ["compare"]:
-        for flag in [
-            "data",
-            "net",
-            "size",
-            "shadows",
-            "targets",
-            "records",
-            "recipe",
-            "seed",
-            "device",
-            "root",
-        ]:
-            assert f"--{flag} " in text
-        for flag in ["attacks", "queries", "mask", "evaluate", "out", "data-root"]:
+        zoo = ("data", "net", "size", "shadows", "targets", "records", "recipe", "seed", "device", "root")
+        attack = ("attacks", "queries", "mask", "evaluate", "out", "data-root")
+        for flag in zoo + attack:
             assert f"--{flag} " in text
 
 

@@ -25,7 +25,9 @@ def test_eight_curves_at_most_the_best_ones_and_none_twice(held):
     assert "confidence" not in drawn or "loss" not in drawn  # the same curve
     rank = {row["attack"]: row["tpr_at_0.1pct"] for row in held.summary}
     assert [rank[name] for name in drawn] == sorted((rank[name] for name in drawn), reverse=True)
-    assert list(steps(plots.roc(held, ["loss", "lira"]))) == ["loss", "lira"]
+    assert list(steps(plots.roc(held, ["loss", "confidence"]))) == ["loss", "confidence"]  # if asked for
+    with pytest.raises(ValueError, match="attacks must be some of .*, got 'lyra'"):
+        plots.roc(held, ["lyra"])
 
 
 def test_curves_are_steps_on_two_log_axes(held):
