@@ -17,7 +17,10 @@ def ls(root: Path | None) -> int:
     if not found:
         say(f"no zoo in {root_of(root)}")
         return 0
-    drawn = Table("folder", "data", "net", "seed", "shadows", "targets", "MB", box=box.SIMPLE_HEAD)
+    drawn = Table(box=box.SIMPLE_HEAD)
+    drawn.add_column("folder", overflow="fold")  # to be copied, so never cut
+    for name in ("data", "net", "seed", "shadows", "targets", "MB"):
+        drawn.add_column(name)
     for held in found:
         numbers = (held.seed, held.shadows, held.targets, f"{held.bytes / 1e6:.1f}")
         drawn.add_row(str(held.folder), held.data, held.net, *map(str, numbers))
