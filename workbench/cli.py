@@ -4,10 +4,12 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
-from functools import partial, wraps
+from dataclasses import make_dataclass
+from functools import partial
+from inspect import signature
 from io import StringIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -171,26 +173,35 @@ def _parsed(words: list[str]) -> Callable[[], int]:
     """The command with its arguments, not yet run. A mistake ends it with code 2 and one line."""
     nested = words[:1] == ["zoo"]
     commands, name = (ZOO, "glasslab zoo") if nested else (COMMANDS, "glasslab")
-    later = {name: _later(command) for name, command in commands.items()}
+    forms = {_form(command): command for command in commands.values()}
     about = "Look after the models on disk." if nested else ABOUT
     said = StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                later,
+            filled = tyro.extras.subcommand_cli_from_dict(
+                dict(zip(commands, forms, strict=True)),
                 prog=name,
                 description=about,
                 args=words[nested:],
-                config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+                config=CONFIG,
             )
     except SystemExit as end:
         if end.code:
             _fail(2, _one_line(said.getvalue()))
         raise
+    return partial(forms[type(filled)], **vars(filled))
 
 
-def _later(command: Command) -> Callable[..., Callable[[], int]]:
-    return wraps(command)(lambda *arguments, **named: partial(command, *arguments, **named))
+def _form(command: Command) -> type:
+    """A command's signature as a dataclass, which can be filled in without running the command."""
+    hints = get_type_hints(command, include_extras=True)
+    fields: list[Any] = [
+        (p.name, hints[p.name]) if p.default is p.empty else (p.name, hints[p.name], p.default)
+        for p in signature(command).parameters.values()
+    ]
+    form = make_dataclass(command.__name__, fields, kw_only=True)
+    form.__doc__ = command.__doc__
+    return form
 
 
 def _one_line(box: str) -> str:

@@ -44,7 +44,7 @@ RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
         ("purchase100", "mlp"): Recipe(net="mlp", hidden=(1024, 512), epochs=60, batch=128, lr=0.05),
         ("texas100", "mlp"): Recipe(net="mlp", hidden=(1024, 512), epochs=60, batch=128, lr=0.05),
         ("mnist", "cnn"): replace(CONV, epochs=20),
-        ("fashion_mnist", "cnn"): replace(CONV, epochs=15),
+        ("fashion_mnist", "cnn"): replace(CONV, epochs=10),
         ("cifar10", "cnn"): CONV,
         ("cifar100", "cnn"): CONV,
     }

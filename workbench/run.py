@@ -192,6 +192,7 @@ def _about(zoo: Zoo, ring: Arena, shadows: Zoo | None) -> dict[str, Any]:
         "duplicates": parts.duplicates,
         "recipe": zoo.recipe.key(),
         "zoo_seed": zoo.seed,
+        "accuracy": zoo.accuracy("shadow" if ring.left_out else "target"),
         "shadows": ring.shadows,
         "targets": len(ring.truth),
         "mock_targets": len(ring.mock_truth),

@@ -18,7 +18,7 @@ def ls(root: Path | None) -> int:
         say(f"no zoo in {root_of(root)}")
         return 0
     drawn = Table(box=box.SIMPLE_HEAD)
-    drawn.add_column("folder", overflow="fold")  # to be copied, so never cut
+    drawn.add_column("folder", no_wrap=True, overflow="fold")  # to be copied, so never cut
     for name in ("data", "net", "seed", "shadows", "targets", "MB"):
         drawn.add_column(name)
     for held in found:

@@ -87,17 +87,17 @@ def _span(low: float | None, high: float | None, unit: int, digits: int) -> str:
 
 
 def _about(summary: Sequence[Row], held: Row) -> list[str]:
-    gap = next((row for row in summary if row.get("gap") is not None), None)
     n_neg = next((row["n_neg"] for row in summary if row.get("n_neg") is not None), None)
     net, left_out = held["recipe"]["net"], " left out in turn" if held["evaluate"] != "targets" else ""
     lines = [
         f"{held['data']['name']}, {net}: {held['pool']:,} candidates, {held['shadows']} shadows, "
         f"{held['targets']} targets{left_out}; {n_neg or 0:,} non-members in all"
     ]
-    if gap:
-        lines.append(
-            f"generalisation gap {gap['gap']:.1%} on the candidates, {gap['gap_test']:.1%} to test records"
-        )
+    right = held["accuracy"]
+    lines.append(
+        f"accuracy {right['train']:.1%} on training records, {right['test']:.1%} on test records; "
+        f"gap on the candidates {right['gap']:.1%}"
+    )
     lines.append(
         f"seed {held['seed']}, zoo {held['zoo'][:16]}, commit {held['commit']}, "
         f"torch {held['versions']['torch']} on {held['device']}, {held['seconds']:.0f} s"

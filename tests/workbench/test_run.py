@@ -235,7 +235,7 @@ def test_the_manifest_says_where_numbers_come_from(zoo, kept):
     assert held["seed"] == 0
     assert held["zoo"] == zoo.key
     assert held["data"]["digest"] == zoo.data.digest
-    assert held["commit"] == results.commit()
+    assert held["commit"][:12] == results.commit()[:12]
     assert held["versions"]["torch"] == torch.__version__
     assert held["seconds"] > 0
     assert {"device", "machine", "recipe", "pool", "aux", "test", "duplicates", "checks"} <= held.keys()
