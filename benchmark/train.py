@@ -48,18 +48,18 @@ class Case:
     accuracy: bool = True  # False: too few steps to learn anything
 
 
-LOCATION = Recipe(hidden=(1024, 512), batch=256, epochs=40)
-CNN = Recipe(net="cnn", batch=128, epochs=3, lr=0.05)
+LOCATION = Recipe(hidden=(1024, 512), batch=256, epochs=25)
+CNN = Recipe(net="cnn", batch=128, epochs=2, lr=0.05)
 RESNET9 = Recipe(net="resnet9", batch=128, epochs=1, lr=0.05)
 CASES = [
-    Case("digits_mlp", "digits", Recipe(epochs=40), 64, 5, peers=("loader", "indexing")),
-    Case("location_dense", "location30", LOCATION, 8, 5),
+    Case("digits_mlp", "digits", Recipe(epochs=20), 64, 5, peers=("loader", "indexing")),
+    Case("location_dense", "location30", LOCATION, 8, 3),
     Case("location_dense_float32", "location30", replace(LOCATION, precision="float32"), 8, 3),
-    Case("cnn", "colour", CNN, 2, 3),
-    Case("cnn_groupnorm", "colour", replace(CNN, norm="group"), 2, 3),
-    Case("resnet9", "colour", RESNET9, 1, 3, records=1024, accuracy=False),
-    Case("resnet9_groupnorm", "colour", replace(RESNET9, norm="group"), 1, 3, records=1024, accuracy=False),
-    Case("resnet9_width16", "colour", replace(RESNET9, width=16), 1, 3, records=2048, accuracy=False),
+    Case("cnn", "colour", CNN, 4, 3),
+    Case("cnn_groupnorm", "colour", replace(CNN, norm="group"), 4, 1),
+    Case("resnet9", "colour", RESNET9, 4, 2, records=512, accuracy=False),
+    Case("resnet9_groupnorm", "colour", replace(RESNET9, norm="group"), 4, 1, records=512, accuracy=False),
+    Case("resnet9_width16", "colour", replace(RESNET9, width=16), 4, 3, records=1024, accuracy=False),
 ]
 
 
