@@ -52,13 +52,13 @@ LOCATION = Recipe(hidden=(1024, 512), batch=256, epochs=25)
 CNN = Recipe(net="cnn", batch=128, epochs=2, lr=0.05)
 RESNET9 = Recipe(net="resnet9", batch=128, epochs=1, lr=0.05)
 CASES = [
-    Case("digits_mlp", "digits", Recipe(epochs=20), 64, 5, peers=("loader", "indexing")),
+    Case("digits_mlp", "digits", Recipe(epochs=40), 64, 5, peers=("loader", "indexing")),
     Case("location_dense", "location30", LOCATION, 8, 3),
-    Case("location_dense_float32", "location30", replace(LOCATION, precision="float32"), 8, 3),
+    Case("location_dense_float32", "location30", replace(LOCATION, precision="float32"), 4, 2),
     Case("cnn", "colour", CNN, 4, 3),
-    Case("cnn_groupnorm", "colour", replace(CNN, norm="group"), 4, 1),
+    Case("cnn_groupnorm", "colour", replace(CNN, norm="group"), 2, 1),
     Case("resnet9", "colour", RESNET9, 4, 2, records=512, accuracy=False),
-    Case("resnet9_groupnorm", "colour", replace(RESNET9, norm="group"), 4, 1, records=512, accuracy=False),
+    Case("resnet9_groupnorm", "colour", replace(RESNET9, norm="group"), 2, 1, records=512, accuracy=False),
     Case("resnet9_width16", "colour", replace(RESNET9, width=16), 4, 3, records=1024, accuracy=False),
 ]
 
@@ -66,20 +66,20 @@ CASES = [
 def plain(
     net: Callable[[], nn.Module], recipe: Recipe, x: Tensor, y: Tensor, *, loader: bool = True
 ) -> nn.Module:
-    """The tutorial's loop, with a DataLoader or by indexing tensors; SGD with momentum, cosine by epoch."""
+    """The tutorial's loop, with a DataLoader or by indexing tensors; SGD with momentum, cosine."""
     model = net().train()
     optimiser = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs)
     batches = DataLoader(TensorDataset(x, y), recipe.batch, shuffle=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * len(batches))
     for _ in range(recipe.epochs):
         by_index = ((x[rows], y[rows]) for rows in torch.randperm(len(x)).split(recipe.batch))
         for xb, yb in batches if loader else by_index:
             optimiser.zero_grad()
             cross_entropy(model(xb), yb).backward()
             optimiser.step()
-        schedule.step()
+            schedule.step()
     return model.eval()
 
 
