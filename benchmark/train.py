@@ -52,7 +52,7 @@ LOCATION = Recipe(hidden=(1024, 512), batch=256, epochs=25)
 CNN = Recipe(net="cnn", batch=128, epochs=2, lr=0.05)
 RESNET9 = Recipe(net="resnet9", batch=128, epochs=1, lr=0.05)
 CASES = [
-    Case("digits_mlp", "digits", Recipe(epochs=40), 64, 5, peers=("loader", "indexing")),
+    Case("digits_mlp", "digits", Recipe(epochs=60), 64, 5, peers=("loader", "indexing")),
     Case("location_dense", "location30", LOCATION, 8, 3),
     Case("location_dense_float32", "location30", replace(LOCATION, precision="float32"), 4, 2),
     Case("cnn", "colour", CNN, 4, 3),

@@ -1,5 +1,6 @@
 """The command `glasslab`. Flags come from signatures; whatever takes time to import waits for its command."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -163,6 +164,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return _parsed(list(sys.argv[1:] if words is None else words))()
     except KeyboardInterrupt as stop:
         return _fail(130, f"stopped: {stop}" if str(stop) else "stopped: nothing was begun")
+    except BrokenPipeError:  # who read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError) as error:
         if isinstance(error, ValueError) and not _raised_by_us(error):
             raise

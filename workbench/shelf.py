@@ -23,8 +23,9 @@ def ls(root: Path | None) -> int:
         drawn.add_column(name)
     for held in found:
         numbers = (held.seed, held.shadows, held.targets, f"{held.bytes / 1e6:.1f}")
-        drawn.add_row(str(held.folder), held.data, held.net, *map(str, numbers))
+        drawn.add_row(held.folder.name, held.data, held.net, *map(str, numbers))
     Console().print(drawn)
+    say(f"in {root_of(root)}")
     for held in found:
         if held.fault:
             say(held.fault)

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from glasslab import metrics, results
+from glasslab import likelihood, metrics, results
 from glasslab.game import game
 from glasslab.masks import round_to
 from glasslab.results import read
 from glasslab.split import stream
-from workbench import compare, run
+from workbench import attacks, compare, run
 from workbench.attacks import ATTACKS, Attack
 from workbench.play import granted
 
@@ -61,6 +61,15 @@ def test_thresholds_come_from_mock_targets(zoo, kept):
     assert lira["balanced_accuracy"] >= lira["balanced_accuracy_transferred"] > 0.6
     assert lira["calibrated_by"] == "16 mock targets"
     assert lira["calibrated_auc"] > 0.7
+
+
+def test_a_mock_target_is_attacked_by_the_same_rule(zoo, monkeypatch):
+    """With 14 shadows of 16 left, "auto" would mean another spread than for the target itself."""
+    monkeypatch.setattr(likelihood, "ENOUGH", 8)
+    monkeypatch.setattr(attacks, "ENOUGH", 8)
+    auto, record = (compare(zoo, name, progress=False) for name in ("lira", "lira-record"))
+    for column in ("auc", "tpr_at_1pct_transferred", "balanced_accuracy_transferred"):
+        assert auto[column].tolist() == record[column].tolist()
 
 
 def test_lira_is_told_apart_from_loss(kept):
