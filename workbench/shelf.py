@@ -18,14 +18,17 @@ def ls(root: Path | None) -> int:
         say(f"no zoo in {root_of(root)}")
         return 0
     drawn = Table(box=box.SIMPLE_HEAD)
-    drawn.add_column("folder", no_wrap=True, overflow="fold")  # to be copied, so never cut
+    drawn.add_column("folder", no_wrap=True)
     for name in ("data", "net", "seed", "shadows", "targets", "MB"):
         drawn.add_column(name)
     for held in found:
         numbers = (held.seed, held.shadows, held.targets, f"{held.bytes / 1e6:.1f}")
-        drawn.add_row(held.folder.name, held.data, held.net, *map(str, numbers))
-    Console().print(drawn)
-    say(f"in {root_of(root)}")
+        drawn.add_row(str(held.folder), held.data, held.net, *map(str, numbers))
+    page = Console()
+    page.width = max(
+        page.width, 60 + max(len(str(held.folder)) for held in found)
+    )  # folders are to be copied
+    page.print(drawn)
     for held in found:
         if held.fault:
             say(held.fault)

@@ -27,7 +27,7 @@ def test_the_steps_are_the_whole_curve(world, name):
     held = curves(scores, truth, records).query("curve == 'roc' and attack == @name")
     x, y = (torch.tensor(held[axis].to_numpy()) for axis in "xy")
     whole = metrics.roc(scores[name], truth)
-    assert len(x) < len(whole.fpr) or name == "tied"
+    assert len(x) < 0.8 * len(whole.fpr) or name == "tied"  # nothing on a straight line is kept
     assert torch.trapezoid(y, x).item() == pytest.approx(metrics.auc(scores[name], truth))
     for fpr in (0.0, 0.001, 0.01, 0.1, 0.5, 1.0):
         at = int(torch.searchsorted(x, fpr + 1e-12, right=True)) - 1
