@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from glasslab.data import Data
-from glasslab.store import Plain, Store, sealed, text, unsealed, write
+from glasslab.store import Plain, Store, fault, sealed, text, unsealed, write
 
 
 def cached(
@@ -29,11 +29,12 @@ def cached(
     """
     path = store.folder / "signals" / f"{hashlib.sha256(text(about).encode()).hexdigest()[:32]}.npy"
     with store.lock(path.stem):
-        if not _whole(path):
+        if not _whole(path, path.name in store.sound):
             path.with_suffix(".json").unlink(missing_ok=True)
             sha = write(path, _npy(models, iter(rows())))
             entry = about | {"file": {"sha256": sha, "bytes": path.stat().st_size}}
             write(path.with_suffix(".json"), [sealed(entry)])
+        store.sound.add(path.name)
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
@@ -102,10 +103,11 @@ def _npy(models: int, rows: Iterator[Tensor]) -> Iterator[bytes]:
     assert held == models, f"{held} rows for {models} models"
 
 
-def _whole(path: Path) -> bool:
-    """Whether the array is there in full length, and what it holds beside it."""
+def _whole(path: Path, checked: bool) -> bool:
+    """Whether the array is what it was when it was written; one that is not is made again."""
     try:
         entry = unsealed(path.with_suffix(".json"))
-        return path.stat().st_size == int(entry["file"]["bytes"])
+        size = path.stat().st_size == int(entry["file"]["bytes"])
+        return size and (checked or fault(path, entry["file"]) is None)
     except (OSError, ValueError):
         return False

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from glasslab import nets
-from glasslab.data import Data
+from glasslab.data import Data, all_classes
 from glasslab.recipe import Factory, Recipe
 from glasslab.split import SHARES, Split, shadow_rows, split, subseed, target_rows
 from glasslab.store import FORMAT, Plain
@@ -169,7 +169,11 @@ class Design:
 
 
 def design(data: Data, recipe: Recipe, *, seed: int, records: int | None, device: str) -> Design:
-    """Cuts the data and resolves the recipe. A cap that the pool does not reach is no cap."""
+    """Cuts the data and resolves the recipe. A cap that the pool does not reach is no cap.
+
+    Raises ValueError for a class without a record.
+    """
+    all_classes(data)
     parts = split(data, seed, records=records)
     if records is not None and len(parts.pool) < records:
         parts = split(data, seed)

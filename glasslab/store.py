@@ -100,10 +100,10 @@ def unsealed(path: Path) -> Plain:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """The files of one zoo. Each chunk's checksum is checked once, when it is first read."""
+    """The files of one zoo. A file's checksum is checked once, when it is first read."""
 
     folder: Path
-    _sound: set[str] = field(default_factory=set, init=False, repr=False)
+    sound: set[str] = field(default_factory=set, init=False, repr=False)
 
     def manifest(self) -> Plain:
         """What the manifest says. Raises ValueError where it is missing, damaged, or of another format."""
@@ -150,18 +150,18 @@ class Store:
             manifest = self.manifest()
             manifest["chunks"][name] = entry
             self._note(manifest)
-        self._sound.discard(name)
+        self.sound.discard(name)
 
     def row(self, name: str, row: int) -> dict[str, Tensor]:
         """State dict of one model. Raises ValueError, in one line with the file, where a chunk is damaged."""
         path = self.chunk(name)
-        if name not in self._sound:
+        if name not in self.sound:
             wrong = fault(path, self.manifest()["chunks"][name])
             if wrong:
                 raise ValueError(
                     f"{wrong}; delete the file and train again: only its models are trained anew"
                 )
-            self._sound.add(name)
+            self.sound.add(name)
         with safe_open(path, framework="pt") as file:
             return {key: file.get_slice(key)[row] for key in file.keys()}  # noqa: SIM118 (no mapping)
 

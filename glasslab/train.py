@@ -64,13 +64,19 @@ def train(
 
 
 def resolve(recipe: Recipe, data: Data, device: torch.device | str) -> Recipe:
-    """The recipe without "auto": scale by the data, engine and precision by net and device."""
+    """The recipe without "auto": scale by the data, engine and precision by net and device.
+
+    Raises ValueError for a net that does not give one logit a class.
+    """
     scale, engine, precision = recipe.scale, recipe.engine, recipe.precision
     if scale == "auto":
         table = data.x.ndim == 2 and bool((data.x.min() < 0) | (data.x.max() > 1))
         scale = "standard" if table else "none"
     with torch.random.fork_rng(devices=[]):
         module = nets.build(recipe, data.shape, data.classes)
+        logits = module.eval()(data.x[:1])
+    if logits.shape != (1, data.classes):
+        raise ValueError(f"net must give {data.classes} logits a record, got shape {tuple(logits.shape[1:])}")
     large = _is_conv(module) or sum(p.numel() for p in module.parameters()) >= STACKS_BELOW
     if engine == "auto":
         engine = "serial" if large or not stacked.can_stack(module) else "stacked"

@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 RATES = {"1pct": "1 %", "0.1pct": "0.1 %", "0.001pct": "0.001 %"}
 MARKS = {"below_resolution": "°", "few_false_positives": "*"}
 SHORT = {"probabilities": "probs"}
-LEGEND = "° not one false positive is allowed: TPR at FPR 0   * fewer than 10 are: its interval is wide"
+LEGEND = "° no false positive is allowed: TPR at FPR 0   * fewer than 10: interval at a fixed threshold"
 
 
 def table(summary: Sequence[Row], manifest: Row) -> Table:

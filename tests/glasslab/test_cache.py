@@ -176,3 +176,19 @@ def test_what_cannot_be_told_by_content_is_refused():
 def test_is_frozen():
     assert is_frozen(Probe())
     assert not any(map(is_frozen, (Probe, Loose(), 3, lambda: 0)))
+
+
+def test_a_changed_array_is_made_again_by_the_next_process(tmp_path):
+    store, made = Store(tmp_path), []
+
+    def rows():
+        made.append(1)
+        return iter([torch.ones(3), torch.zeros(3)])
+
+    whole = cached(store, {"what": "test"}, 2, rows).clone()
+    path = next((tmp_path / "signals").glob("*.npy"))
+    raw = bytearray(path.read_bytes())
+    raw[-2] ^= 1
+    path.write_bytes(raw)
+    assert torch.equal(cached(Store(tmp_path), {"what": "test"}, 2, rows), whole)
+    assert len(made) == 2

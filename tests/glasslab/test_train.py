@@ -261,3 +261,10 @@ def test_refuses_what_cannot_be_trained():
         train(make(RECIPE), replace(RECIPE, precision="bfloat16"), x, y, member, SEEDS[:2])
     with pytest.raises(ValueError, match="device must be auto or one of"):
         pick_device("abacus")
+
+
+def test_refuses_a_net_with_other_logits_than_classes():
+    data = Data(torch.rand(50, 6), torch.arange(50) % 3, 3, "table")
+    for outputs in (2, 4):
+        with pytest.raises(ValueError, match=f"net must give 3 logits a record, got shape \\({outputs},\\)"):
+            resolve(Recipe(net=lambda shape, classes, c=outputs: nn.Linear(6, c)), data, "cpu")
