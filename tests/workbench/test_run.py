@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
-from glasslab import likelihood, metrics, results
+from glasslab import columns, likelihood, metrics, results
 from glasslab.game import game
 from glasslab.masks import round_to
 from glasslab.results import read
 from glasslab.split import stream
-from workbench import attacks, compare, run
+from workbench import attacks, compare, evidence, run
 from workbench.attacks import ATTACKS, Attack
+from workbench.mock import folds
 from workbench.play import granted
 
 FEW = ["random", "loss", "lira"]
@@ -149,6 +150,21 @@ def with_a_bad_one(zoo, monkeypatch):
     monkeypatch.setattr(run, "chosen", lambda names: {"bad": bad, "loss": ATTACKS["loss"]})
 
 
+def test_shadows_teach_once_and_chance_draws_for_each(zoo, kept, monkeypatch):
+    calls = []
+    plain = evidence.shadow.attack_model
+
+    def counted(*arguments, **settings):
+        calls.append(arguments)
+        return plain(*arguments, **settings)
+
+    monkeypatch.setattr(evidence.shadow, "attack_model", counted)
+    zoo.memo.clear()
+    compare(zoo, ["shadow-sorted"], progress=False)
+    assert len(calls) == 1 + len(folds(16))  # for all targets, and for the mock targets of each fold
+    assert len(kept[1].scores["random"].unique()) == 5 * 300
+
+
 def test_a_failed_attack_is_a_failed_row(zoo, kept, with_a_bad_one, tmp_path):
     """Nothing is lost, and no row bears another's name."""
     frame = compare(zoo, "all", out=tmp_path, progress=False)
@@ -205,8 +221,8 @@ def test_ctrl_c_while_measuring_keeps_the_scores(zoo, kept, tmp_path, monkeypatc
     assert torch.equal(read(tmp_path).scores["lira"], kept[1].scores["lira"])
 
 
-def test_leave_one_out(zoo):
-    frame = compare(zoo, ["loss", "lira"], evaluate="leave-one-out", progress=False)
+def test_leave_one_out(zoo, tmp_path):
+    frame = compare(zoo, ["loss", "lira"], evaluate="leave-one-out", out=tmp_path, progress=False)
     assert len(frame) == 2 * 16
     assert (frame["shadows"] == 14).all()
     lira = next(row for row in frame.attrs["summary"] if row["attack"] == "lira")
@@ -215,6 +231,12 @@ def test_leave_one_out(zoo):
     assert lira["balanced_accuracy_transferred"] == pytest.approx(
         frame.loc[frame["attack"] == "lira", "balanced_accuracy_transferred"].mean()
     )
+    score, truth = read(tmp_path).scores["loss"], zoo.shadow_member
+    by_hand = columns.transferred(score[0], truth[0], score[1:], truth[1:])  # the others' thresholds
+    first = frame[frame["attack"] == "loss"].iloc[0]
+    assert {name: first[name] for name in by_hand if isinstance(by_hand[name], float)} == {
+        name: value for name, value in by_hand.items() if isinstance(value, float)
+    }
     with pytest.raises(ValueError, match="takes the zoo's own shadows"):
         compare(zoo, evaluate="leave-one-out", shadows=zoo, progress=False)
 
