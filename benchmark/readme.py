@@ -61,9 +61,9 @@ def main(check: bool = False) -> None:
     old = text = README.read_text(encoding="utf-8")
     for name, (sources, table) in TABLES.items():
         results = [json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8")) for source in sources]
-        head, tail = f"<!-- table: {name} -->\n", "\n<!-- end -->"
+        head, tail = f"<!-- table: {name} -->\n", "<!-- end -->"
         before, rest = text.split(head)
-        text = before + head + table(*results) + rest[rest.index(tail) :]
+        text = before + head + table(*results) + "\n" + rest[rest.index(tail) :]
     if check and text != old:
         sys.exit("README.md: a table is stale, run `make table`")
     if not check:
