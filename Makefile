@@ -19,7 +19,7 @@ slow: .venv/installed-dev      ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow $(ARGS)
 
 notebooks: .venv/installed-dev
-	$(BIN)/pytest -p no:doctest --nbmake --nbmake-timeout=600 notebooks
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks
 
 table: .venv/installed-dev     ## rebuild the README's tables from benchmark/results
 	$(BIN)/python -m benchmark.readme
