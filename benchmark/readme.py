@@ -1,4 +1,6 @@
-"""The README's tables, rebuilt from benchmark/results between their markers.
+"""The tables of the README and of docs/attacks, rebuilt between their markers.
+
+Numbers come from benchmark/results, what an attack needs from the table of attacks.
 
 python -m benchmark.readme            # writes them
 python -m benchmark.readme --check    # exit 1 if what stands there is stale
@@ -7,13 +9,15 @@ python -m benchmark.readme --check    # exit 1 if what stands there is stale
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from benchmark.record import RESULTS, ROOT
+from workbench.attacks import ATTACKS, Attack
 
-README = ROOT / "README.md"
+README, INDEX = ROOT / "README.md", ROOT / "docs" / "attacks" / "README.md"
 SPEED = {
     "ratio_digits_mlp": "64 digits MLPs (64-128-10), stacked",
     "ratio_location_dense": "Location-30 446-1024-512-30, bfloat16",
@@ -23,18 +27,18 @@ SPEED = {
 Result = Mapping[str, Any]
 
 
-def attacks(compare: Result) -> str:
+def attacks(blackbox: Result) -> str:
     """TPR at a low FPR of each attack on each data set, pooled over targets, in percent."""
     lines = [
         "| data, net | attack | TPR at 1 % FPR | TPR at 0.1 % FPR | AUC | seconds |",
         "|---|---|---|---|---|---|",
     ]
-    for row in compare["rows"]:
+    for row in blackbox["rows"]:
         if row["seed"] == 0 and row.get("in_readme"):
             rates = " | ".join(_percent(row, f"tpr_at_{name}") for name in ("1pct", "0.1pct"))
             name = f"| {row['data']}, {row['net']} | {row['attack']} "
             lines.append(f"{name}| {rates} | {row['auc']:.3f} | {row['seconds']:.2f} |")
-    return "\n".join([*lines, "", _origin(compare)])
+    return "\n".join([*lines, "", _origin(blackbox)])
 
 
 def speed(train: Result, score: Result) -> str:
@@ -50,24 +54,64 @@ def speed(train: Result, score: Result) -> str:
     return "\n".join([*lines, "", _origin(train)])
 
 
-TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
-    "attacks": (("compare",), attacks),
-    "speed": (("train", "score"), speed),
+def needs() -> str:
+    """What each attack holds, needs and asks."""
+    lines = [
+        "| row | file | holds | needs at least | asks a candidate | paper |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in ATTACKS.items():
+        page = _page(name)
+        parts = [f"`{name}`", f"[{page}]({page}.md)", row.holds, _least(row), _asks(row), row.paper or "-"]
+        lines.append(f"| {' | '.join(parts)} |")
+    return "\n".join(lines)
+
+
+def _page(name: str) -> str:
+    """The page that names this row of `glasslab compare`."""
+    for path in sorted(set(INDEX.parent.glob("*.md")) - {INDEX}):
+        told = [part for part in path.read_text(encoding="utf-8").split("\n\n") if "glasslab compare" in part]
+        if any(f"`{name}`" in part for part in told):
+            return path.stem
+    raise ValueError(f"docs/attacks must have a page that names the row {name}, got none")
+
+
+def _least(row: Attack) -> str:
+    words = {"n_in": "in", "n_out": "out"}
+    models = [
+        f"{getattr(row.needs, side)} shadow {word}"
+        for side, word in words.items()
+        if getattr(row.needs, side)
+    ]
+    aux = [f"{row.needs.aux} of aux"] if row.needs.aux else []
+    kind = ["images"] if row.needs.images else ["not binary"] if row.needs.continuous else []
+    return ", ".join([*models, *aux, *kind]) or "-"
+
+
+def _asks(row: Attack) -> str:
+    each = "up to --search" if row.asks is None else f"{row.asks} x queries" if row.repeats else str(row.asks)
+    return each + (", and aux once" if row.asks_aux else "")
+
+
+TABLES: dict[str, tuple[Path, tuple[str, ...], Callable[..., str]]] = {
+    "attacks": (README, ("blackbox",), attacks),
+    "speed": (README, ("train", "score"), speed),
+    "rows": (INDEX, (), needs),
 }
 
 
 def main(check: bool = False) -> None:
     """Rebuilds the tables; with `check` only says whether they are up to date."""
-    old = text = README.read_text(encoding="utf-8")
-    for name, (sources, table) in TABLES.items():
+    for name, (page, sources, table) in TABLES.items():
+        text = page.read_text(encoding="utf-8")
         results = [json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8")) for source in sources]
         head, tail = f"<!-- table: {name} -->\n", "<!-- end -->"
         before, rest = text.split(head)
-        text = before + head + table(*results) + "\n" + rest[rest.index(tail) :]
-    if check and text != old:
-        sys.exit("README.md: a table is stale, run `make table`")
-    if not check:
-        README.write_text(text, encoding="utf-8")
+        new = before + head + table(*results) + "\n" + rest[rest.index(tail) :]
+        if check and new != text:
+            sys.exit(f"{page.relative_to(ROOT)}: a table is stale, run `make table`")
+        if not check:
+            page.write_text(new, encoding="utf-8")
 
 
 def _percent(row: Result, name: str) -> str:

@@ -1,10 +1,11 @@
-"""LiRA for all targets of a zoo at once: seconds, memory, and how both grow.
+"""What scoring costs: LiRA for all targets of a zoo at once, and then every black-box attack.
 
-    python -m benchmark.score
+    python -m benchmark.score                        # all of it, about ten minutes on a quiet machine
+    python -m benchmark.score --attacks rmia gmia    # of the attacks, these
 
-Signals as a zoo keeps them, phi Float64[m k n] in one file a kind, mapped into memory. They are made up, in a
-temporary folder: time does not depend on the values. Each size runs five times in a fresh process with one
-thread, so one core is what it takes (Linux only).
+LiRA: signals as a zoo keeps them, phi Float64[m k n] in one file a kind, mapped into memory. They are made
+up, in a temporary folder: time does not depend on the values. Each size runs five times in a fresh process
+with one thread, so one core is what it takes (Linux only).
 
 first      seconds of the first run, from the mapped files to the scores of all targets (fit and ratio), page
            faults included; the files, just written, are in the system's cache. This is the figure.
@@ -14,6 +15,20 @@ peak_gib   the most that the process held in memory (VmHWM), less the pages of t
            all these pages are in memory all the time, so the difference is what the rest took at its peak.
 textbook   Algorithm 1 as a loop over records with scipy.stats.norm, on the first 200 records of the main
            size, multiplied up to all of them. Its scores must equal ours.
+
+Attacks (rows with `axis` "attack", of benchmark/score_cases.py): four sizes each, a fresh process and one
+thread for each, inputs in memory, after a run on 64 records.
+
+first      seconds of the first run; `seconds` the fastest of five, or of at least three where they are slow.
+peak_mb    the most that the first run held above its inputs, interpreter and libraries, in 1e6 bytes.
+cores      processor seconds over seconds of the first run; well below 1, other work had the machine.
+
+Rows with `axis` "against" compare the largest size with a published package (its name and version; in a venv
+of its own, see benchmark/peer.py; on the same arrays, one thread) or with the textbook loop of
+benchmark/score_twins.py. `seconds` are theirs, `ours` ours, `ratio` one over the other. Of the loop, and of
+a slow package, `sampled_records` are timed and multiplied up. `agreement`: "equal" was asserted, else it is
+the rank correlation of the scores. `differs` tells what is done otherwise than in ours, and `ratio_like` is
+the ratio where ours does that too.
 """
 
 import math
@@ -21,6 +36,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -32,10 +48,11 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import norm
 from torch import Tensor
 
-from benchmark import record
+from benchmark import peer, record, score_attacks, score_twins
+from benchmark.measure import held
+from benchmark.score_cases import CASES
 from glasslab.likelihood import fit, ratio
 from glasslab.split import shadow_rows, target_rows
 
@@ -58,8 +75,19 @@ AXES = {"records": (1 / 4, 1 / 2, 1, 2), "models": (1 / 4, 1 / 2, 1, 2), "target
 Row = dict[str, Any]
 
 
-def main(seed: int = 0, size: Size = SIZE, folder: Path = record.RESULTS) -> None:
-    """Measures, prints, and writes score.json into `folder`; the axes scale with `size`."""
+def main(
+    seed: int = 0,
+    size: Size = SIZE,
+    attacks: tuple[str, ...] = tuple(CASES),
+    scale: float = 1.0,
+    folder: Path = record.RESULTS,
+) -> None:
+    """Measures, prints, and writes score.json into `folder`.
+
+    The axes of LiRA scale with `size`, the records of the attacks with `scale`.
+    """
+    if any(CASES[name].peers for name in attacks):
+        peer.interpreter()  # what cannot be had is known before anything is measured
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as files:
         for axis, factors in AXES.items():
@@ -71,8 +99,30 @@ def main(seed: int = 0, size: Size = SIZE, folder: Path = record.RESULTS) -> Non
     show(rows, f"{slow:.0f} s (from {SAMPLE} records), {slow / own['seconds']:.0f} times ours")
     figures = {"lira_all_targets_seconds": own["first"], "lira_peak_gib": own["peak_gib"]}
     rows.append({"axis": "textbook", **asdict(size), "seconds": slow, "sampled_records": SAMPLE})
+    found = list(of_attacks(attacks, scale, seed))
+    show_attacks(found)
     command = " ".join(["python -m benchmark.score", *sys.argv[1:]])
-    record.write("score", command, seed, figures, rows, folder)
+    record.write("score", command, seed, figures | figures_of(found), rows + found, folder)
+
+
+def of_attacks(attacks: tuple[str, ...], scale: float, seed: int) -> Iterator[Row]:
+    console = Console()
+    for name in attacks:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as files:
+            yield from score_attacks.rows(name, scale, seed, Path(files))
+        console.print(f"{name}: measured in {time.perf_counter() - start:.0f} s")
+
+
+def figures_of(found: list[Row]) -> dict[str, float]:
+    """RMIA's seconds and memory at its largest size, and the ratio to each published package."""
+    figures: dict[str, float] = {}
+    for row in found:
+        if row["axis"] == "attack" and row["attack"] == "rmia":  # the last one is the largest
+            figures |= {"rmia_seconds": row["first"], "rmia_peak_mb": row["peak_mb"]}
+        if "script" in row:
+            figures[f"{row['attack']}_over_{row['script'].split('_')[0]}"] = row["ratio"]
+    return figures
 
 
 def measure(size: Size, seed: int, folder: Path) -> dict[str, float]:
@@ -121,11 +171,6 @@ def run(size: Size, seed: int, folder: Path) -> dict[str, float]:
     }
 
 
-def held(what: str) -> int:
-    """VmRSS (now) or VmHWM (at most) of this process, in bytes; Linux only."""
-    return 1024 * int(re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
-
-
 def resident(folder: Path) -> int:
     """Bytes of the files in `folder` that are mapped and lie in memory."""
     found = re.findall(
@@ -141,22 +186,11 @@ def textbook(size: Size, seed: int, folder: Path) -> float:
     member = members(size, seed)["shadows"][:, :SAMPLE]
     S, phi = (np.load(folder / f"{kind}.npy", mmap_mode="c")[..., :SAMPLE] for kind in ("shadows", "targets"))
     start = time.perf_counter()
-    slow = [loop(phi[..., i], S[..., i], member[:, i].numpy()) for i in range(SAMPLE)]
+    slow = [score_twins.normal_ratio(phi[..., i], S[..., i], member[:, i].numpy()) for i in range(SAMPLE)]
     seconds = time.perf_counter() - start
     ours = ratio(torch.from_numpy(phi), fit(torch.from_numpy(S), member)).numpy()
     np.testing.assert_allclose(np.stack(slow, -1), ours, rtol=1e-9, atol=1e-9)
     return seconds * size.records / SAMPLE
-
-
-def loop(phi: np.ndarray, S: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Scores [t] of one record, from phi [t k] and S [m k]."""
-    scores: np.ndarray = np.zeros(phi.shape)
-    for q in range(S.shape[1]):
-        x_in, x_out = S[inside, q], S[~inside, q]
-        laws = [norm(np.median(x), np.std(x)) for x in (x_in, x_out)]
-        for a in range(len(phi)):
-            scores[a, q] = laws[0].logpdf(phi[a, q]) - laws[1].logpdf(phi[a, q])
-    return np.asarray(scores.mean(1))
 
 
 def growth(rows: list[Row], axis: str) -> float:
@@ -177,6 +211,28 @@ def show(rows: list[Row], slow: str) -> None:
     for axis in AXES:
         console.print(f"seconds grow as {axis} ^ {growth(rows, axis):.2f}")
     console.print(f"textbook loop: {slow}")
+
+
+def show_attacks(found: list[Row]) -> None:
+    measured, compared = (
+        Table(*names)
+        for names in (
+            ("attack", "records", "models", "seconds", "first", "peak MB", "cores"),
+            ("attack", "against", "seconds", "ours", "ratio", "like for like", "agreement"),
+        )
+    )
+    for row in found:
+        if row["axis"] == "attack":
+            numbers = [f"{row[name]:.3f}" for name in ("seconds", "first", "peak_mb", "cores")]
+            measured.add_row(row["attack"], f"{row['records']:,}", str(row["models"]), *numbers)
+        else:
+            numbers = [f"{row[name]:.3f}" for name in ("seconds", "ours")]
+            like = f"{row['ratio_like']:.1f}" if "ratio_like" in row else ""
+            ratio = f"{row['ratio']:.1f}"
+            compared.add_row(row["attack"], row["against"], *numbers, ratio, like, row["agreement"])
+    console = Console()
+    console.print(measured)
+    console.print(compared)
 
 
 if __name__ == "__main__":

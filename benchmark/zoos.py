@@ -5,31 +5,43 @@ from dataclasses import dataclass
 
 from glasslab.data import Data
 from glasslab.datasets import load
+from glasslab.datasets.place import home
 from glasslab.zoo import Zoo
-from workbench.recipes import named
+from workbench.recipes import changed, named
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A data set, a net with its recipe in workbench/recipes.py, and how many models of which records."""
+    """A data set, a net with its recipe in workbench/recipes.py and changes to it, and how many models of
+    which records.
+    """
 
     data: Callable[[], Data]
     net: str
     records: int | None = None
     shadows: int = 64
     targets: int = 8
+    changes: str = ""
 
-    def zoo(self, seed: int) -> Zoo:
-        """Trained once, then found again."""
+    def zoo(self, seed: int, shadows: int | None = None) -> Zoo:
+        """Trained once, then found again; with another number of shadows where one is given."""
         data = self.data()
-        recipe, _ = named(data, self.net, "quick")
-        return Zoo.train(
-            data, recipe, shadows=self.shadows, targets=self.targets, seed=seed, records=self.records
-        )
+        recipe = changed(named(data, self.net, "quick")[0], self.changes)
+        m = self.shadows if shadows is None else shadows
+        return Zoo.train(data, recipe, shadows=m, targets=self.targets, seed=seed, records=self.records)
+
+
+def colour() -> Data:
+    """12,000 images of CIFAR-10: cifar10_10k.npz in GLASSLAB_DATA."""
+    return load(f"npz:{home(None) / 'cifar10_10k.npz'}")
 
 
 ZOOS: Mapping[str, Fixed] = {
     "digits": Fixed(lambda: load("digits"), "mlp"),
     "location30": Fixed(lambda: load("location30"), "mlp"),
     "fashion_mnist": Fixed(lambda: load("fashion_mnist"), "cnn", records=10_000),
+    "colour_cnn": Fixed(colour, "cnn", shadows=32, targets=4, changes="epochs=15"),
+    "colour_resnet9": Fixed(
+        colour, "resnet9", records=4000, shadows=32, targets=4, changes="epochs=15,width=16"
+    ),
 }

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from glasslab.data import Data
+from glasslab.design import Kind
 from glasslab.masks import Mask
-from glasslab.oracle import Oracle
+from glasslab.oracle import Answered, Oracle
 from glasslab.recipe import Recipe
 from glasslab.zoo import Zoo
 
@@ -87,7 +88,7 @@ def game(
     model itself. Raises ValueError where there is no such target, and for shadows of other records' shape.
     """
     held = _shadows(zoo, zoo if shadows is None else shadows, tuple(mask), queries)
-    return _game(zoo, zoo.target(a), held, reveals, mask, budget, weights)
+    return _game(zoo, zoo.target(a), answered(zoo, "target", a), held, reveals, mask, budget, weights)
 
 
 def mock_game(
@@ -111,19 +112,25 @@ def mock_game(
     held = _shadows(zoo, zoo if shadows is None else shadows, tuple(mask), queries)
     if j < len(held.inside) and torch.equal(held.inside[j], zoo.shadow_member[j]):
         held = without(held, (j, j ^ 1))
-    return _game(zoo, target, held, reveals, mask, budget, weights)
+    return _game(zoo, target, answered(zoo, "shadow", j), held, reveals, mask, budget, weights)
+
+
+def answered(zoo: Zoo, kind: Kind, i: int) -> list[Answered]:
+    """What model i has said about the candidates and aux, which the zoo keeps."""
+    return [Answered(data.x, zoo.answers(kind, on=data)[i, :, 0]) for data in (zoo.pool, zoo.aux)]
 
 
 def _game(
     zoo: Zoo,
     target: nn.Module,
+    answers: Sequence[Answered],
     shadows: Shadows,
     reveals: Reveals,
     mask: Sequence[Mask],
     budget: int | None,
     weights: bool,
 ) -> Game:
-    oracle = Oracle(target, reveals=reveals, mask=mask, budget=budget)
+    oracle = Oracle(target, reveals=reveals, mask=mask, budget=budget, answered=answers)
     model = target if weights else None
     return Game(oracle, model, zoo.pool.x, zoo.pool.y, zoo.data.classes, zoo.recipe, shadows, zoo.aux)
 
@@ -160,9 +167,12 @@ def _bytes(data: Data) -> list[bytes]:
     return [row.tobytes() + str(label).encode() for row, label in zip(x, y, strict=True)]
 
 
-def without(shadows: Shadows, left_out: Collection[int]) -> Shadows:
-    """The shadows but for some of the rows. Counts stay equal where these are whole blocks of two."""
-    rest = [i for i in range(len(shadows.z)) if i not in left_out]
+def without(shadows: Shadows, left_out: Collection[int] | None = None) -> Shadows:
+    """The shadows but for some of the rows (None: all of them).
+
+    Counts stay equal where these are whole blocks of two.
+    """
+    rest = [i for i in range(len(shadows.z)) if left_out is not None and i not in left_out]
     member = shadows.member[rest]
     inside = member if shadows.member is shadows.inside else shadows.inside[rest]
     models = Models(shadows.models.__getitem__, rest)

@@ -17,12 +17,36 @@ class BudgetExceeded(RuntimeError):
     """More rows asked than the budget leaves. Nothing was answered or counted."""
 
 
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """Logits that the model has given about records x already; who asks for rows of x needs no model."""
+
+    x: Float[Tensor, "n *d"]
+    z: Float[Tensor, "n c"]
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", self.x._version)
+
+    def __call__(self, rows: Float[Tensor, "b *d"]) -> Float[Tensor, "b c"] | None:
+        """Their logits, where `rows` are some of x's own rows in memory, one after another; else None."""
+        x = self.x
+        same = rows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() and rows.dtype == x.dtype
+        if not same or rows.stride() != x.stride() or rows.shape[1:] != x.shape[1:]:
+            return None
+        start, rest = divmod(int(rows.storage_offset() - x.storage_offset()), max(x.stride(0), 1))
+        if rest or start < 0 or start + len(rows) > len(x) or x._version != self.version:
+            return None
+        return self.z[start : start + len(rows)]
+
+
 @dataclass(eq=False)
 class Oracle:
     """Answers with probabilities (float64, after the masks) or with labels (the argmax before any mask).
 
     One row is one query, repeats and augmentations included; `queries` is their sum. `floor` says what a zero
-    in an answer may hide, None where nothing is hidden (see `complete`).
+    in an answer may hide, None where nothing is hidden (see `complete`). What stands in `answered` is counted
+    and masked as if the model were asked anew.
     Raises BudgetExceeded before it answers or counts, and ValueError in training mode.
     """
 
@@ -31,6 +55,7 @@ class Oracle:
     mask: Sequence[masks.Mask] = field(default=(), kw_only=True)
     budget: int | None = field(default=None, kw_only=True)
     batch: int = field(default=128, kw_only=True)
+    answered: Sequence[Answered] = field(default=(), kw_only=True, repr=False)
     queries: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +75,9 @@ class Oracle:
         """Probabilities [b, c], or labels [b]."""
         if self.left is not None and len(x) > self.left:
             raise BudgetExceeded(f"{len(x)} queries asked, {self.left} left of a budget of {self.budget}")
-        z = forward(self.model, x, self.batch)
+        known = (seen(x) for seen in self.answered)
+        z = next((z for z in known if z is not None), None)
+        z = forward(self.model, x, self.batch) if z is None else z.to(x.device)
         self.queries += len(x)
         return z.argmax(-1) if self.reveals == "labels" else answer(z, self.mask)
 
@@ -66,8 +93,13 @@ def forward(model: nn.Module, x: Float[Tensor, "n *d"], batch: int = 128) -> Flo
         raise ValueError("model must be in eval mode, got training mode")
     device = next(model.parameters(), x).device
     with torch.autocast(device.type, enabled=False):
-        z = [model(_filled(rows, batch).to(device, torch.float32)) for rows in x.split(batch)]
+        z = [model(_laid(_filled(rows, batch).to(device, torch.float32))) for rows in x.split(batch)]
     return torch.cat(z)[: len(x)].float().to(x.device)
+
+
+def _laid(x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+    """Images on a processor with their channels last in memory: convolutions are half as fast again."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 and x.device.type == "cpu" else x
 
 
 def _filled(x: Float[Tensor, "r *d"], batch: int) -> Float[Tensor, "{batch} *d"]:

@@ -35,32 +35,58 @@ def null(m: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def ridge(
-    *, leaks: bool, seed: int, n: int = 400, d: int = 300, c: int = 5, m: int = 16
+    *,
+    leaks: bool,
+    seed: int,
+    n: int = 400,
+    d: int = 300,
+    c: int = 5,
+    m: int = 16,
+    images: bool = False,
+    peaked: bool = False,
 ) -> tuple[Game, Tensor]:
     """A game with real models and its truth: ridge classifiers on noise with coin-flip labels.
 
     Closed form, so milliseconds. A target that leaks learned its members by heart; the other one
     learned as many fresh records, so that no score can tell its candidates apart. With more columns than
     records in training even the label-free entropy tells; with d = 40 it is upside down, and the loss weak.
+    `images` gives the records the shape [3, 5, d / 15]. `peaked` models are linear in a narrow kernel around
+    their training records, at which the loss then has minima; it has none in a linear model.
     """
-    g = stream(seed, "ridge")
+    g, shape = stream(seed, "ridge"), (3, 5, d // 15) if images else (d,)
     pool, aux, fresh = (
-        Data(torch.randn(n, d, generator=g), torch.randint(c, (n,), generator=g), c, name)
+        Data(torch.randn(n, *shape, generator=g), torch.randint(c, (n,), generator=g), c, name)
         for name in ("pool", "aux", "fresh")
     )
     member, truth = shadow_rows(m, n, seed), target_rows(1, n, seed)[0]
-    models = [_fitted(pool[row]) for row in member]
-    target = _fitted((pool if leaks else fresh)[truth])
+    fitted = Peaked if peaked else _fitted
+    models = [fitted(pool[row]) for row in member]
+    target = fitted((pool if leaks else fresh)[truth])
     with torch.no_grad():
         z, z_aux = (torch.stack([model(data.x) for model in models]) for data in (pool, aux))
     shadows = Shadows(models, pool, member, member, z[:, :, None], z_aux)
     return Game(Oracle(target), target, pool.x, pool.y, c, Recipe(), shadows, aux), truth
 
 
+class Peaked(nn.Module):
+    """4 in the logit of its label at a training record, next to nothing a unit away."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(data.x.flatten(1))
+        self.last = nn.Linear(len(data), data.classes, bias=False)
+        self.last.weight.data = 4 * one_hot(data.y, data.classes).T.float()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((-torch.cdist(x.flatten(1), self.centre).square()).exp())
+
+
 def _fitted(data: Data) -> nn.Module:
     """A linear classifier by ridge regression on the one-hot labels, made confident by a factor 4."""
-    x, d = data.x, data.x.shape[1]
-    model = nn.Linear(d, data.classes, bias=False).eval()
+    x = data.x.flatten(1)
+    d = x.shape[1]
+    linear = nn.Linear(d, data.classes, bias=False)
     w = torch.linalg.solve(x.T @ x + torch.eye(d), x.T @ one_hot(data.y, data.classes).float())
-    model.weight.data = 4 * w.T
-    return model
+    linear.weight.data = 4 * w.T
+    return (linear if data.x.ndim == 2 else nn.Sequential(nn.Flatten(), linear)).eval()

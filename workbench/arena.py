@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glasslab import metrics
 from glasslab.game import Game, game, mock_game
 from glasslab.masks import Mask
 from glasslab.zoo import Zoo
-from workbench.attacks import Attack, Needs, unmet
+from workbench.attack import Attack, Needs, unmet
 from workbench.mock import folds, mock_games
 
 Evaluate = Literal["targets", "leave-one-out"]
@@ -63,16 +63,21 @@ def arena(zoo: Zoo, *, shadows: Zoo | None, queries: int, mask: Sequence[Mask], 
     )
 
 
-def holdings(m: int, aux: int, queries: int, *, left_out: bool) -> Needs:
+def holdings(m: int, aux: int, queries: int, x: Float[Tensor, "n *d"], *, left_out: bool) -> Needs:
     """What an attacker will hold with m shadows of the target's own zoo, before any is trained."""
     each = max(m // 2 - left_out, 0)
-    return Needs(each, each, aux, queries)
+    return Needs(each, each, aux, queries, *_kind(x))
 
 
 def _held(first: Game, queries: int) -> Needs:
     inside = first.shadows.inside
     n_in, n_out = (int(side.sum(0).min()) for side in (inside, ~inside))
-    return Needs(n_in, n_out, len(first.aux), queries)
+    return Needs(n_in, n_out, len(first.aux), queries, *_kind(first.x))
+
+
+def _kind(x: Float[Tensor, "n *d"]) -> tuple[bool, bool]:
+    """Whether they are images, and whether there is anything between 0 and 1."""
+    return x.ndim == 4, bool(((x != 0) & (x != 1)).any())
 
 
 def able(attacks: dict[str, Attack], held: Needs, *, strict: bool) -> dict[str, str | None]:

@@ -15,7 +15,8 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from workbench.options import AttackOptions, DataRoot, Root, ZooOptions
+from workbench.cli_zoo import ZOO
+from workbench.options import AttackOptions, DataRoot, ZooOptions
 
 ABOUT = "Privacy attacks on machine-learning classifiers: one zoo of trained models, every attack, one table."
 CONFIG = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
@@ -25,11 +26,9 @@ By = tyro.conf.arg
 Names = Annotated[str | None, By(metavar="NAMES", help_behavior_hint="(default: the size's)")]
 Some = Annotated[tuple[str, ...], Positional, By(metavar="NAME [NAME ...]", help_behavior_hint="(required)")]
 Folder = Annotated[Path, By(metavar="DIR")]
-Folders = Annotated[
-    tuple[Path, ...], Positional, By(metavar="[DIR ...]", help_behavior_hint="(default: all)")
-]
 Other = Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: the zoo's own)")]
-More = Annotated[int | None, By(metavar="N", help_behavior_hint="(default: as many as there are)")]
+Also = Annotated[str | None, By(metavar="NAMES", help_behavior_hint="(default: the experiment's)")]
+Out = Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: runs/TIME-NAME)")]
 
 Command = Callable[..., int]
 
@@ -92,61 +91,27 @@ def attack(
     return steps.compared(held, asked, attack, queries=attack.queries or 1, shadows=shadows)
 
 
-def ls(*, root: Root = None) -> int:
-    """List the zoos of a folder.
-
-    Args:
-        root: Folder of zoos.
-    """
-    from workbench import shelf
-
-    return shelf.ls(root)
-
-
-def verify(zoos: Folders = (), *, root: Root = None) -> int:
-    """Check every file of a zoo against its checksum; name those that were changed. Exit 1 if there are any.
-
-    Args:
-        zoos: Folders of zoos; all of --root if none is named.
-        root: Folder of zoos.
-    """
-    from workbench import shelf
-
-    return shelf.verify(zoos, root)
-
-
-def extend(
-    zoo: Annotated[Folder, Positional],
+def experiment(
+    name: Annotated[str, Positional],
+    zoo: OmitArgPrefixes[ZooOptions],
     *,
-    shadows: More = None,
-    targets: More = None,
-    data_root: DataRoot = None,
-    device: str = "auto",
+    also: Also = None,
+    out: Out = None,
 ) -> int:
-    """Train more models for a zoo; it then equals one that was trained with so many at once.
+    """Run an experiment of the literature: metric-attacks, gap, transfer-architecture, transfer-data,
+    overfitting, precision-cdf, entropy, records, ablations.
+
+    Trains the zoos that are missing, prints a short table, keeps all rows, their manifest and a picture.
+    Without a flag: scikit-learn's digits, a minute or two on two cores.
 
     Args:
-        zoo: Folder of the zoo.
-        shadows: Shadows in all; an even number.
-        targets: Targets in all.
-        data_root: Folder of data files.
-        device: auto, cpu, cuda, cuda:1 or mps.
+        name: One of the above.
+        also: Further data sets, joined by commas (metric-attacks, gap, transfer-data).
+        out: Folder for the files.
     """
-    from workbench import shelf
+    from workbench.experiments import command
 
-    return shelf.extend(zoo, shadows, targets, data_root, device)
-
-
-def gc(*, root: Root = None, yes: bool = False) -> int:
-    """List what no zoo needs any more: leftovers of interruptions, arrays whose weights are gone.
-
-    Args:
-        root: Folder of zoos.
-        yes: Delete what is listed.
-    """
-    from workbench import shelf
-
-    return shelf.gc(root, yes=yes)
+    return command.experiment(name, zoo, also, out)
 
 
 def zoo() -> int:
@@ -154,8 +119,13 @@ def zoo() -> int:
     return main(["zoo", "--help"])
 
 
-COMMANDS: Mapping[str, Command] = {"compare": compare, "train": train, "attack": attack, "zoo": zoo}
-ZOO: Mapping[str, Command] = {"ls": ls, "verify": verify, "extend": extend, "gc": gc}
+COMMANDS: Mapping[str, Command] = {
+    "compare": compare,
+    "train": train,
+    "attack": attack,
+    "experiment": experiment,
+    "zoo": zoo,
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:

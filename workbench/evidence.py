@@ -1,4 +1,4 @@
-"""What an attacker reads off a game: the target's answers, what the shadows say, what is learned from them.
+"""What an attacker reads off a game: the target's answers, and what the shadows say.
 
 Whatever depends on the shadows alone is made once, and kept for the next target and the next attack.
 """
@@ -6,16 +6,16 @@ Whatever depends on the shadows alone is made once, and kept for the next target
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from blackbox import baseline, shadow
-from blackbox.mlps import Training
+from blackbox import baseline, rmia
 from glasslab import likelihood, masks, signals
 from glasslab.augment import queries
 from glasslab.game import Game, Shadows
@@ -62,9 +62,34 @@ def phi(game: Game, k: int = 1) -> Float64[Tensor, "{k} n"]:
     return signals.bounded(signals.phi(log_p(game, k), game.y))
 
 
+def log_p_aux(game: Game) -> Float64[Tensor, "a c"]:
+    """The target's answers about aux, asked once each."""
+    return log_p(replace(game, x=game.aux.x, y=game.aux.y))[0]
+
+
+def target_loss(game: Game, k: int = 1) -> Float64[Tensor, "{k} n"]:
+    """The target's cross-entropy in nats."""
+    return softplus(-phi(game, k))
+
+
 def shadow_phi(game: Game) -> Float64[Tensor, "m k n"]:
     """The shadows' log-odds about the candidates."""
     return _shadow_phi(game.shadows, game.y)
+
+
+def shadow_loss(game: Game) -> Float64[Tensor, "m k n"]:
+    """The shadows' cross-entropy about the candidates, in nats."""
+    return _shadow_loss(game.shadows, game.y)
+
+
+def shadow_confidence(game: Game, T: float) -> Float64[Tensor, "m k n"]:
+    """log p_y of the candidates at temperature T, as the shadows say."""
+    return _shadow_confidence(game.shadows, game.y, T)
+
+
+def shadow_confidence_aux(game: Game, T: float) -> Float64[Tensor, "m a"]:
+    """The same of aux."""
+    return _shadow_confidence_aux(game.shadows, game.aux.y, T)
 
 
 def fitted(game: Game, variance: Variance, sides: Sides) -> Fit:
@@ -89,13 +114,6 @@ def tau(game: Game, score: Signal) -> Float64[Tensor, "n"]:
     return _tau(told(game), game.y, score)
 
 
-def attack_model(
-    game: Game, seed: int, per_class: bool, pairs: int, training: Training
-) -> shadow.AttackModel:
-    """Shokri's attack model, trained on the shadows' answers."""
-    return _attack_model(told(game), seed, per_class, pairs, training)
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """For many small steps: a second thread brings nothing, and waits at each step on a busy machine."""
@@ -107,7 +125,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _kept(f: Callable[..., T]) -> Callable[..., T]:
+def kept(f: Callable[..., T]) -> Callable[..., T]:
     """f, once for the same arguments; whoever asks again hears its warnings again."""
 
     @lru_cache(maxsize=KEPT)
@@ -126,18 +144,33 @@ def _kept(f: Callable[..., T]) -> Callable[..., T]:
     return again
 
 
-@_kept
+@kept
 def _shadow_phi(held: Shadows, y: Int[Tensor, "n"]) -> Float64[Tensor, "m k n"]:
     # one model after another: z may lie on disk
     return signals.bounded(torch.stack([signals.phi(z.movedim(1, 0), y) for z in held.z]))
 
 
-@_kept
+@kept
+def _shadow_loss(held: Shadows, y: Int[Tensor, "n"]) -> Float64[Tensor, "m k n"]:
+    return softplus(-_shadow_phi(held, y))
+
+
+@kept
+def _shadow_confidence(held: Shadows, y: Int[Tensor, "n"], T: float) -> Float64[Tensor, "m k n"]:
+    return torch.stack([rmia.log_confidence(z.movedim(1, 0), y, T=T) for z in held.z])
+
+
+@kept
+def _shadow_confidence_aux(held: Shadows, y: Int[Tensor, "a"], T: float) -> Float64[Tensor, "m a"]:
+    return torch.stack([rmia.log_confidence(z, y, T=T) for z in held.z_aux])
+
+
+@kept
 def _fitted(held: Shadows, y: Int[Tensor, "n"], variance: Variance, sides: Sides) -> Fit:
     return likelihood.fit(_shadow_phi(held, y), held.inside, variance=variance, sides=sides)
 
 
-@_kept
+@kept
 def _told(held: Shadows, y: Int[Tensor, "n"] | None, mask: Mask) -> Told:
     """With the candidates' labels, or None for shadows of other records, which are then asked."""
     if y is not None:
@@ -148,32 +181,14 @@ def _told(held: Shadows, y: Int[Tensor, "n"] | None, mask: Mask) -> Told:
     return Told(torch.stack(read), held.records.y, held.member)
 
 
-@_kept
+@kept
 def _scores(seen: Told, score: Signal) -> Float64[Tensor, "m r"]:
     return torch.stack([score(z, seen.y) for z in seen.z])
 
 
-@_kept
+@kept
 def _tau(seen: Told, y: Int[Tensor, "n"], score: Signal) -> Float64[Tensor, "n"]:
     return -baseline.per_class(torch.zeros(len(y)), y, _scores(seen, score), seen.y, seen.member)
-
-
-@_kept
-def _attack_model(
-    seen: Told, seed: int, per_class: bool, pairs: int, training: Training
-) -> shadow.AttackModel:
-    generator = torch.Generator().manual_seed(seed)
-    p = seen.z.double().softmax(-1)
-    with one_thread():
-        return shadow.attack_model(
-            p,
-            seen.y,
-            seen.member,
-            generator=generator,
-            per_class=per_class,
-            pairs=pairs,
-            training=training,
-        )
 
 
 def log_odds(z: Float[Tensor, "n c"], y: Int[Tensor, "n"]) -> Float64[Tensor, "n"]:

@@ -8,7 +8,7 @@ most, so that what is fitted to the others is fitted once for all of them.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from glasslab.game import Game, Models, Shadows
+from glasslab.game import Game, Models, Shadows, answered
 from glasslab.zoo import Zoo
 
 MOCKS = 16  # or a few more; each record is then out of 8, enough for a mean and a spread of its own
@@ -31,7 +31,8 @@ def mock_games(zoo: Zoo, game: Game) -> Iterator[tuple[int, Game]]:
         for j in fold:
             model = zoo.shadow(j)
             own = model if game.model is not None else None
-            yield j, replace(game, oracle=replace(game.oracle, model=model), model=own, shadows=held)
+            oracle = replace(game.oracle, model=model, answered=answered(zoo, "shadow", j))
+            yield j, replace(game, oracle=oracle, model=own, shadows=held)
 
 
 def _without(held: Shadows, fold: range) -> Shadows:

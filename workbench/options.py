@@ -26,8 +26,8 @@ class ZooOptions:
     net: Annotated[str | None, By(metavar="NAME", help_behavior_hint="(default: usual for the data)")] = None
     """softmax, mlp, dae, cnn, alexnet, resnet9, resnet18, wrn28-2 or wrn16-4."""
     size: SizeName = "quick"
-    """Defaults of the next four and of --attacks: quick takes 2,000 candidates and some minutes, standard the
-    whole pool and every attack, paper a published recipe with 256 shadows."""
+    """Defaults of the next four, of --attacks and of --search: quick takes 2,000 candidates and some minutes,
+    standard the whole pool and all attacks that are not costly, paper a published recipe with 256 shadows."""
     shadows: Annotated[int | None, _size] = None
     """The attacker's own models; an even number."""
     targets: Annotated[int | None, _size] = None
@@ -54,6 +54,8 @@ class AttackOptions:
     """Versions of a record that are asked for: 1, 2, 18, 50 or 162; tables 1."""
     mask: Annotated[tuple[str, ...], By(metavar="MASK", help_behavior_hint="(default: none)")] = ()
     """What the interface hides, from left to right: temperature:5 round_to:3 top_k:3 noise:0.2."""
+    search: Annotated[int | None, By(metavar="N", help_behavior_hint="(default: the size's)")] = None
+    """Queries a record that an attack may spend on a search around it (boundary, noise, merlin, morgan)."""
     evaluate: Evaluate = "targets"
     """Models outside the shadows' design, or each shadow in its turn."""
     out: Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: runs/TIME-DATA-NET)")] = None

@@ -13,8 +13,8 @@ from jaxtyping import Float64
 from torch import Generator, Tensor
 
 from glasslab.checks import Floored
-from glasslab.game import Game
-from workbench.attacks import Attack
+from glasslab.game import Game, Reveals, without
+from workbench.attack import Attack, Needs, asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,31 +28,49 @@ class Played:
     error: str | None = None
 
 
-def granted(game: Game, attack: Attack) -> Game:
+SEARCH = 250  # queries a candidate, for attacks that search around it
+
+
+def granted(game: Game, attack: Attack, search: int = SEARCH) -> Game:
     """The game with a fresh oracle that reveals what the attack may see, and nothing else.
 
+    It answers as often as the row says that the attack asks; without a need for shadows there are none.
     Raises ValueError where it needs the weights and the game has none.
     """
     if attack.access == "weights" and game.model is None:
         raise ValueError("game must hold the model for an attack that needs the weights, got None")
-    shut = attack.access in ("nothing", "weights")
-    oracle = replace(
-        game.oracle,
-        reveals="labels" if attack.access == "labels" else "probabilities",
-        budget=0 if shut else game.oracle.budget,
-    )
-    return replace(game, oracle=oracle, model=game.model if attack.access == "weights" else None)
+    reveals: Reveals = "labels" if attack.access == "labels" else "probabilities"
+    most = price(attack, game, search)
+    budget = most if game.oracle.budget is None else min(most, game.oracle.budget)
+    oracle = replace(game.oracle, reveals=reveals, budget=budget)
+    held = game.shadows if attack.needs.n_in + attack.needs.n_out else without(game.shadows)
+    model = game.model if attack.access == "weights" else None
+    return replace(game, oracle=oracle, model=model, shadows=held)
+
+
+def price(attack: Attack, game: Game, search: int) -> int:
+    """Queries in all, at most."""
+    if attack.access in ("nothing", "weights"):
+        return 0
+    each = asked(attack, Needs(queries=game.shadows.z.shape[2]), search)
+    return len(game.y) * each + len(game.aux) * attack.asks_aux
 
 
 def play(
-    attack: Attack, game: Game, generator: Generator, settings: Mapping[str, Any] | None = None
+    attack: Attack,
+    game: Game,
+    generator: Generator,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    search: int = SEARCH,
 ) -> Played:
     """Runs it. An exception becomes the error, whatever it is; Ctrl-C passes through."""
     start = perf_counter()
+    spend = {"budget": search} if attack.asks is None else {}
     try:
-        own, notes = granted(game, attack), list[str]()
+        own, notes = granted(game, attack, search), list[str]()
         with floored(notes):
-            score = attack.run(own, generator, **(settings or {}))
+            score = attack.run(own, generator, **spend, **(settings or {}))
         _check(score, len(game.y))
     except Exception as error:
         return Played(seconds=perf_counter() - start, error=_line(error))

@@ -18,19 +18,20 @@ SizeName = Literal["quick", "standard", "paper"]
 
 @dataclass(frozen=True)
 class Size:
-    """Defaults of a run; `records` caps the pool (None: all of it)."""
+    """Defaults of a run; `records` caps the pool (None: all of it), `search` the queries of a search."""
 
     records: int | None
     shadows: int
     targets: int
     attacks: str
+    search: int
 
 
 SIZES: Mapping[str, Size] = MappingProxyType(
     {
-        "quick": Size(2000, 64, 8, "default"),
-        "standard": Size(None, 64, 8, "all"),
-        "paper": Size(None, 256, 8, "all"),
+        "quick": Size(2000, 64, 8, "default", 100),
+        "standard": Size(None, 64, 8, "standard", 250),
+        "paper": Size(None, 256, 8, "all", 2500),
     }
 )
 

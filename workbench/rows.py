@@ -14,7 +14,7 @@ from glasslab.checks import check
 from glasslab.per_record import LEAST, calibrated, calibrated_by_targets
 from glasslab.split import stream
 from workbench.arena import Arena
-from workbench.attacks import Attack
+from workbench.attack import Attack
 from workbench.play import Played, floored
 
 Row = dict[str, Any]
@@ -149,5 +149,6 @@ def _notes(runs: Runs) -> list[str]:
     said = [played.notes for played in runs.played if played.notes]
     also = f" (so or alike on {len(said)} targets)" if len(said) > 1 else ""
     failed = [played.error for played in runs.mocked if played.error]
+    failed += ["it is costly"] if runs.attack.costly and len(runs.arena.mock_truth) else []
     notes = [said[0] + also] if said else []
     return notes + ([f"no thresholds from mock targets: {failed[0]}"] if failed else [])

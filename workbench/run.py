@@ -19,14 +19,16 @@ from glasslab.results import Results
 from glasslab.split import stream
 from glasslab.zoo import Zoo
 from workbench.arena import Arena, Evaluate, able, arena
-from workbench.attacks import Attack, chosen
+from workbench.attack import Attack
+from workbench.attacks import chosen
 from workbench.curves import curves, joined, risks
 from workbench.evidence import one_thread
-from workbench.play import Played, floored, play
+from workbench.play import SEARCH, Played, floored, play
 from workbench.rivals import differences
 from workbench.rows import Row, Runs, rows, summary
 
 NOT_RUN = "not run: "  # begins the error of an attack that lacks something, and no other error
+LENIENT = ("standard", "all")  # sets in which an attack that lacks something is a row with an error
 STOPPED = Played(error="stopped before this target")
 Tick = Callable[[str], None]  # hears what comes next
 
@@ -39,6 +41,7 @@ def compare(
     queries: int = 1,
     mask: Sequence[Mask] = (),
     evaluate: Evaluate = "targets",
+    search: int = SEARCH,
     seed: int = 0,
     out: str | Path | None = None,
     command: str | None = None,
@@ -46,21 +49,24 @@ def compare(
 ) -> pd.DataFrame:
     """One row an (attack, target). `.attrs` holds "summary" (a row an attack, targets pooled) and "manifest".
 
-    `attacks` are names, or "default", or "all". `shadows`: those of another zoo attack this zoo's targets.
+    `attacks` are names, or "default", "standard" (all but the costly ones), or "all". `shadows`: those of
+    another zoo attack this zoo's targets. `search`: queries a candidate that an attack may spend around it.
     Columns `*_transferred` take their thresholds from mock targets. `out`: the folder where the run is kept,
     also when Ctrl-C stops it; `command` stands in its manifest.
 
-    An attack that raises gives rows with an `error`; so does, under "all", one that lacks something. Raises
+    An attack that raises gives rows with an `error`; so does, in a set, one that lacks something. Raises
     ValueError for an unknown attack, and for one asked for by name that lacks something.
     """
     start, table = perf_counter(), chosen(attacks)
     ring = arena(zoo, shadows=shadows, queries=queries, mask=mask, evaluate=evaluate)
-    lacks = able(table, ring.held, strict=attacks != "all")
+    lacks = able(table, ring.held, strict=attacks not in LENIENT)
     manifest = results.provenance(seed=seed, device=zoo.device, command=command) | _about(zoo, ring, shadows)
     manifest |= {"queries": queries, "mask": [repr(m) for m in mask], "evaluate": evaluate}
-    steps = sum(len(ring.truth) + len(ring.mock_truth) + 1 for lack in lacks.values() if not lack)
+    manifest |= {"search": search}
+    ready = [row for name, row in table.items() if not lacks[name]]
+    steps = sum(1 + len(ring.truth) + (0 if row.costly else len(ring.mock_truth)) for row in ready)
     with _bar(steps, progress) as tick:
-        runs, stopped = _played(table, lacks, ring, seed, tick)
+        runs, stopped = _played(table, lacks, ring, seed, search, tick)
         manifest |= {"attacks": [*table], "stopped": stopped, "seconds": perf_counter() - start}
         held = _unmeasured(zoo, ring, runs, manifest)
         if out is not None:
@@ -85,14 +91,19 @@ def framed(held: Results) -> pd.DataFrame:
 
 
 def _played(
-    table: Mapping[str, Attack], lacks: Mapping[str, str | None], ring: Arena, seed: int, tick: Tick
+    table: Mapping[str, Attack],
+    lacks: Mapping[str, str | None],
+    ring: Arena,
+    seed: int,
+    search: int,
+    tick: Tick,
 ) -> tuple[list[Runs], bool]:
     """Runs of every attack, and whether Ctrl-C cut them short."""
     played: dict[str, list[Played]] = {name: [] for name in table}
     mocked: dict[str, list[Played]] = {name: [] for name in table}
     stopped = False
     try:
-        _play(table, lacks, ring, seed, tick, played, mocked)
+        _play(table, lacks, ring, seed, search, tick, played, mocked)
     except KeyboardInterrupt:
         stopped = True
     for name, lack in lacks.items():
@@ -107,6 +118,7 @@ def _play(
     lacks: Mapping[str, str | None],
     ring: Arena,
     seed: int,
+    search: int,
     tick: Tick,
     played: dict[str, list[Played]],
     mocked: dict[str, list[Played]],
@@ -117,12 +129,13 @@ def _play(
     order = ((name, a) for a in targets for name in ready) if ring.left_out else product(ready, targets)
     for name, a in order:
         tick(name)
-        played[name].append(play(table[name], ring.game(a), _stream(table[name], name, seed, a)))
+        row, drawn = table[name], _stream(table[name], name, seed, a)
+        played[name].append(play(row, ring.game(a), drawn, search=search))
     for j, game in ring.mocks():
-        for name in ready:
+        for name in (name for name in ready if not table[name].costly):
             tick(f"{name}, thresholds")
-            settings = table[name].settle(ring.game(0).shadows)
-            mocked[name].append(play(table[name], game, _stream(table[name], name, seed, -1 - j), settings))
+            row, drawn = table[name], _stream(table[name], name, seed, -1 - j)
+            mocked[name].append(play(row, game, drawn, row.settle(ring.game(0).shadows), search=search))
 
 
 def _stream(attack: Attack, name: str, seed: int, a: int) -> Generator:

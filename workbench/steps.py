@@ -25,10 +25,13 @@ from glasslab.train import pick_device
 from glasslab.zoo import Zoo
 from workbench import plots
 from workbench.arena import able, holdings
+from workbench.attack import unmet
 from workbench.attacks import chosen
+from workbench.forecast import forecast
 from workbench.options import AttackOptions, Evaluate, ZooOptions
+from workbench.play import SEARCH
 from workbench.recipes import SIZES, changed, named
-from workbench.run import NOT_RUN, compare
+from workbench.run import LENIENT, NOT_RUN, compare
 from workbench.table import table
 
 MASKS: dict[str, Any] = {
@@ -79,8 +82,9 @@ def refuse_early(
     if queries > 1:
         grid(order.data.x[:1], queries)
     aux = round(0.2 * len(order.data))
-    held = holdings(order.settings["shadows"], aux, queries, left_out=evaluate == "leave-one-out")
-    able(chosen(attacks), held, strict=attacks != "all")
+    left_out = evaluate == "leave-one-out"
+    held = holdings(order.settings["shadows"], aux, queries, order.data.x, left_out=left_out)
+    able(chosen(attacks), held, strict=attacks not in LENIENT)
 
 
 def trained(order: Order) -> Zoo:
@@ -106,9 +110,15 @@ def compared(
     options: AttackOptions,
     *,
     queries: int = 1,
+    search: int = SEARCH,
     shadows: Zoo | None = None,
 ) -> int:
-    """Runs the attacks, prints the table and where the files lie; 1 where an attack raised, else 0."""
+    """Says what it takes, runs the attacks, prints the table and where the files lie.
+
+    1 where an attack raised, else 0.
+    """
+    search = options.search or search
+    announce(zoo, attacks, queries, search, options.evaluate)
     net = str(zoo.recipe.key()["net"]).rsplit(".", 1)[-1]
     data = zoo.data.name.split(":")[0]
     out = options.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{data}-{net}"
@@ -120,6 +130,7 @@ def compared(
             queries=queries,
             mask=masks_of(options.mask),
             evaluate=options.evaluate,
+            search=search,
             seed=zoo.seed,
             out=out,
             command=shlex.join(["glasslab", *sys.argv[1:]]),
@@ -134,6 +145,17 @@ def compared(
     say(f"{out}: results.json, results.parquet, scores.safetensors, curves.parquet, {_names(pictures)}")
     failed = frame["error"].notna() & ~frame["error"].fillna("").str.startswith(NOT_RUN)
     return int(failed.any())
+
+
+def announce(zoo: Zoo, attacks: str | Sequence[str], queries: int, search: int, evaluate: Evaluate) -> None:
+    """One line: how many attacks, on how many targets, about how long."""
+    rows, left_out = chosen(attacks), evaluate == "leave-one-out"
+    targets = len(zoo.shadow_member if left_out else zoo.target_member)
+    held = holdings(len(zoo.shadow_member), len(zoo.aux), queries, zoo.pool.x, left_out=left_out)
+    able_ones = {name: row for name, row in rows.items() if not unmet(row, held)}
+    ahead = forecast(able_ones, zoo.design, held, targets, search, zoo.device)
+    asks = f", {ahead.queries:,} queries beyond the plain ones" if ahead.queries else ""
+    say(f"{len(rows)} attacks on {targets} targets: about {_time(ahead.seconds)}{asks}")
 
 
 def opened(folder: Path, data_root: Path | None, device: str) -> Zoo:

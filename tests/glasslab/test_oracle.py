@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 
 from glasslab.checks import Floored
 from glasslab.masks import round_to, temperature, top_k
-from glasslab.oracle import BudgetExceeded, Oracle, answer, complete, forward, log_answer
+from glasslab.oracle import Answered, BudgetExceeded, Oracle, answer, complete, forward, log_answer
 from glasslab.signals import phi
 
 
@@ -191,3 +192,54 @@ def test_two_oracles_do_not_mix():
     a, b = Oracle(dense(), budget=5), Oracle(dense(), budget=5)
     a(records(3, 6))
     assert (a.queries, b.queries) == (3, 0)
+
+
+@pytest.fixture
+def answered():
+    model, x = Counting(nn.Linear(3, 2)), torch.randn(20, 3)
+    z = forward(model, x)
+    model.rows = 0
+    return model, x, Oracle(model, answered=[Answered(x, z)]), Oracle(model)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(4, 9), slice(19, 20)], ids=str)
+def test_what_is_answered_already_is_counted_and_not_asked_again(answered, rows):
+    model, x, known, fresh = answered
+    seen = known(x[rows])
+    assert (model.rows, known.queries) == (0, len(x[rows]))
+    assert torch.equal(seen, fresh(x[rows]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.clone(),  # other memory
+        lambda x: x[:, [0, 2, 1]],  # other order of features
+        lambda x: x[::2],  # other rows
+        lambda x: x.flatten()[1:58].reshape(19, 3),  # shifted by one number
+        lambda x: x[:1].expand(20, 3),  # one row again and again
+        lambda x: torch.cat([x, x]),
+    ],
+)
+def test_only_the_same_rows_are_known(answered, other):
+    model, x, known, fresh = answered
+    rows = other(x)
+    assert torch.equal(known(rows), fresh(rows))
+    assert model.rows > 0
+
+
+def test_a_record_that_was_changed_is_asked_anew(answered):
+    model, x, known, fresh = answered
+    x[3] += 1
+    assert torch.equal(known(x), fresh(x))
+    assert model.rows > 0
+
+
+def test_known_answers_respect_the_budget_and_the_masks(answered):
+    model, x, known, _ = answered
+    with pytest.raises(BudgetExceeded):
+        replace(known, budget=19)(x)
+    masked = replace(known, mask=[round_to(1)])(x)
+    assert torch.equal(masked, known(x).round(decimals=1))
+    assert torch.equal(replace(known, reveals="labels")(x), known(x).argmax(-1))
+    assert model.rows == 0

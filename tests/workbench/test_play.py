@@ -1,5 +1,7 @@
 import re
 import warnings
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from worlds import ridge
 
 from glasslab.checks import Floored
 from glasslab.split import stream
-from workbench.attacks import Attack
+from workbench.attacks import Attack, Needs
 from workbench.play import granted, play
 
 
@@ -28,7 +30,7 @@ def ask(game, generator, *, times=1):
 
 def test_counts_what_it_asked_itself(game):
     assert [play(attack(ask), game, stream(0)).queries for _ in range(2)] == [100, 100]
-    assert play(attack(ask), game, stream(0), {"times": 3}).queries == 300
+    assert play(replace(attack(ask), asks=3), game, stream(0), {"times": 3}).queries == 300
 
 
 def test_the_weights_are_for_those_who_need_them(game):
@@ -75,3 +77,40 @@ def test_ctrl_c_passes_through(game):
 
     with pytest.raises(KeyboardInterrupt):
         play(attack(stops), game, stream(0))
+
+
+def spends(game, generator, *, budget):
+    for _ in range(budget):
+        game.oracle(game.x)
+    return game.oracle(game.x).double() if game.oracle.reveals == "labels" else torch.zeros(len(game.y))
+
+
+def test_an_attack_is_answered_as_often_as_its_row_says(game):
+    """What the table says that an attack asks is not a promise, but the budget of its oracle."""
+    greedy = Attack(partial(ask, times=3), "blackbox", "probabilities", "")
+    assert play(replace(greedy, asks=3), game, stream(0)).queries == 300
+    assert (
+        "100 queries asked, 0 left of a budget of 200" in play(replace(greedy, asks=2), game, stream(0)).error
+    )
+    about_aux = replace(greedy, run=lambda game, generator: game.oracle(game.aux.x)[: len(game.y), 0])
+    assert "BudgetExceeded" in play(replace(about_aux, asks=0), game, stream(0)).error
+    assert play(replace(about_aux, asks=0, asks_aux=1), game, stream(0)).queries == len(game.aux)
+
+
+def test_a_search_ends_at_its_budget(game):
+    row = Attack(spends, "blackbox", "labels", "", asks=None)
+    assert "BudgetExceeded" in play(row, game, stream(0), search=7).error  # it asks once too often
+    frugal = replace(row, run=lambda game, generator, *, budget: spends(game, generator, budget=budget - 1))
+    assert play(frugal, game, stream(0), search=7).queries == 700
+
+
+def test_a_budget_of_the_game_holds_where_it_is_lower(game):
+    poor = replace(game, oracle=replace(game.oracle, budget=99))
+    assert "100 queries asked, 99 left" in play(attack(ask), poor, stream(0)).error
+
+
+def test_shadows_are_for_those_whose_row_says_so(game):
+    """An attack that is not said to need shadows is handed none."""
+    row = attack(lambda game, generator: torch.full((len(game.y),), float(len(game.shadows.models))))
+    assert play(row, game, stream(0)).score.max() == 0
+    assert play(replace(row, needs=Needs(n_out=1)), game, stream(0)).score.max() == 16

@@ -1,0 +1,89 @@
+"""What a row of the attack table says: what to run, what it must be given, who invented it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from glasslab.game import Shadows
+
+Family = Literal["blackbox", "whitebox", "inversion", "synthesis"]
+Access = Literal["nothing", "labels", "probabilities", "weights"]
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a game must hold at least: models in and out of each record, records of aux, queries a record,
+    and whether the records must be images, or numbers that are not all 0 or 1.
+    """
+
+    n_in: int = 0
+    n_out: int = 0
+    aux: int = 0
+    queries: int = 1
+    images: bool = False
+    continuous: bool = False
+
+
+def nothing(shadows: Shadows) -> Settings:
+    """No settings."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A row: what to run on a game, where it belongs, what it must be given, who invented it.
+
+    `run(game, generator)` may take settings by keyword. `holds` is the label under which its numbers may be
+    ranked. Above `decision` the attack itself says member. `control` rows must find nothing; `random` ones
+    depend on a draw, or on which shadow comes first. `quick`: settings for small worlds, under 0.2 s. `settle`: settings that follow
+    from how much is held; a mock target, which has fewer shadows, takes them from the real game.
+
+    `asks` is how often it asks the target about a candidate, times the game's queries if it `repeats`; None
+    for one that searches: its run takes `budget`, the most that it may ask. `asks_aux`: the same of aux.
+    `costly`: it searches around each record or trains for each target anew, so "standard" leaves it out,
+    and no mock target plays.
+    """
+
+    run: Callable[..., Float[Tensor, "n"]]
+    family: Family
+    access: Access
+    paper: str
+    needs: Needs = Needs()
+    holds: str = "probabilities"
+    asks: int | None = 1
+    asks_aux: int = 0
+    repeats: bool = False
+    decision: float | None = None
+    control: bool = False
+    random: bool = False
+    costly: bool = False
+    quick: Settings = field(default_factory=dict)
+    settle: Callable[[Shadows], Settings] = nothing
+    default: bool = False
+
+
+def asked(attack: Attack, held: Needs, budget: int) -> int:
+    """Queries a candidate, at most."""
+    return budget if attack.asks is None else attack.asks * (held.queries if attack.repeats else 1)
+
+
+def unmet(attack: Attack, held: Needs) -> str | None:
+    """What the attack lacks, in words; None if it can run."""
+    words = {
+        "n_in": "shadow models in each record",
+        "n_out": "shadow models out of each record",
+        "aux": "records of aux",
+        "queries": "queries a record",
+    }
+    kinds = {
+        "images": "images, got a table",
+        "continuous": "records that are not all 0 or 1, got binary ones",
+    }
+    need, has = asdict(attack.needs), asdict(held)
+    lacks = [f"{need[name]}+ {words[name]}, got {has[name]}" for name in words if need[name] > has[name]]
+    lacks += [kinds[name] for name in kinds if need[name] > has[name]]
+    return f"needs {'; '.join(lacks)}" if lacks else None
