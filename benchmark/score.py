@@ -1,7 +1,7 @@
 """What scoring costs: LiRA for all targets of a zoo at once, and then every black-box attack.
 
-    python -m benchmark.score                        # all of it, about ten minutes on a quiet machine
-    python -m benchmark.score --attacks rmia gmia    # of the attacks, these
+    python -m benchmark.score                                     # all of it, some ten minutes
+    python -m benchmark.score --attacks rmia gmia --folder SOME   # of the attacks, these
 
 LiRA: signals as a zoo keeps them, phi Float64[m k n] in one file a kind, mapped into memory. They are made
 up, in a temporary folder: time does not depend on the values. Each size runs five times in a fresh process
@@ -17,7 +17,7 @@ textbook   Algorithm 1 as a loop over records with scipy.stats.norm, on the firs
            size, multiplied up to all of them. Its scores must equal ours.
 
 Attacks (rows with `axis` "attack", of benchmark/score_cases.py): four sizes each, a fresh process and one
-thread for each, inputs in memory, after a run on 64 records.
+thread for each, inputs in memory, after a run on a few records.
 
 first      seconds of the first run; `seconds` the fastest of five, or of at least three where they are slow.
 peak_mb    the most that the first run held above its inputs, interpreter and libraries, in 1e6 bytes.
@@ -26,9 +26,9 @@ cores      processor seconds over seconds of the first run; well below 1, other 
 Rows with `axis` "against" compare the largest size with a published package (its name and version; in a venv
 of its own, see benchmark/peer.py; on the same arrays, one thread) or with the textbook loop of
 benchmark/score_twins.py. `seconds` are theirs, `ours` ours, `ratio` one over the other. Of the loop, and of
-a slow package, `sampled_records` are timed and multiplied up. `agreement`: "equal" was asserted, else it is
-the rank correlation of the scores. `differs` tells what is done otherwise than in ours, and `ratio_like` is
-the ratio where ours does that too.
+a slow package, `sampled_records` are timed and multiplied up. `agreement` "equal" was asserted; else the
+`rank_correlation` of the scores is given. `differs` tells what is done otherwise than in ours, and
+`ratio_like` is the ratio where ours does that too. What learns has a plain loop or scikit-learn beside it.
 """
 
 import math
@@ -227,10 +227,10 @@ def show_attacks(found: list[Row]) -> None:
             measured.add_row(row["attack"], f"{row['records']:,}", str(row["models"]), *numbers)
         else:
             numbers = [f"{row[name]:.3f}" for name in ("seconds", "ours")]
-            like = f"{row['ratio_like']:.1f}" if "ratio_like" in row else ""
-            ratio = f"{row['ratio']:.1f}"
-            compared.add_row(row["attack"], row["against"], *numbers, ratio, like, row["agreement"])
-    console = Console()
+            ratios = [f"{row[name]:.1f}" if name in row else "" for name in ("ratio", "ratio_like")]
+            agreement = row.get("agreement") or f"{row['rank_correlation']:.3f}"
+            compared.add_row(row["attack"], row["against"], *numbers, *ratios, agreement)
+    console = Console(width=110)
     console.print(measured)
     console.print(compared)
 

@@ -146,4 +146,4 @@ def _agreement(theirs: np.ndarray, ours: np.ndarray, exact: bool) -> Row:
     if exact:
         np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-6)
         return {"agreement": "equal"}
-    return {"agreement": f"rank correlation {spearmanr(theirs.ravel(), ours.ravel()).statistic:.3f}"}
+    return {"rank_correlation": float(spearmanr(theirs.ravel(), ours.ravel()).statistic)}

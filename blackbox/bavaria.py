@@ -79,7 +79,7 @@ def bavaria_offline(
 ) -> Float64[Tensor, "... n"]:
     """Minus the log p-value in nats from the OUT models alone; shapes, settings, errors as in `bavaria`."""
     law = _laws(shadow_phi, {"out": ~shadow_member}, form, nu0, kappa0)["out"]
-    # DIFFERS: minus the log p-value of one side, as in our offline LiRA; the prior's settings are ours as well.
+    # DIFFERS: minus the log p-value of one side, as in our offline LiRA; the prior and its settings are ours.
     return _over_records(lambda s, rows: -_log_tail(s, _at(law, rows)), phi, law)
 
 

@@ -57,6 +57,7 @@ def _locations(
             raise ValueError(
                 f"shadow_member must hold 1+ models {side} of each record, got 0 for record {record}"
             )
+    # DIFFERS: all models count. Published code keeps the last one only, and divides by their number.
     read = moments(S, sides, median=location == "median")
     return {side: getattr(read[side], location) for side in sides}
 

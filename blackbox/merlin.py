@@ -104,6 +104,7 @@ def morgan(
     """
     _fit("loss", loss, "ratio", ratio)
     found = morgan_thresholds(shadow_loss, shadow_ratio, shadow_member, rule=rule, alpha=alpha)
+    # DIFFERS: the paper states a decision; this orders its records by the ratio for a ROC.
     return ratio.double() - ~((loss >= found.low) & (loss <= found.high)) * 1.0
 
 
@@ -118,7 +119,8 @@ def morgan_thresholds(
     """Found on one shadow, whose members are known; losses in nats.
 
     `grid` tries 101 values of each and takes the triple of greatest precision; of several the one that flags
-    most, then the one of lowest phi_L, phi_U, phi_M. It must flag 20 records, and 1 %.
+    most, then the one of lowest phi_L, phi_U, phi_M. It must flag 20 records, and 1 %; phi_M is above 0, unless
+    too few ratios are.
     `script` is the authors': phi_L and phi_U where the loss attack has an FPR of at most 0.22 and 0.30, phi_M
     where Merlin has at most `alpha`, which `grid` does not use.
     Raises ValueError where the shadow lacks members or non-members, or has fewer than 20 records for `grid`,
@@ -145,7 +147,9 @@ def _searched(
     least = max(FEW, len(loss) / 100)
     if len(loss) < least:
         raise ValueError(f"shadow_loss must hold {FEW}+ records for rule='grid', got {len(loss)}")
-    edge, level = _grid(loss), _grid(ratio)
+    edge = _grid(loss)
+    # at phi_M = 0 a ratio of 1 outside the band would score as one of 0 inside, and so be flagged
+    level = _grid(ratio[ratio > 0] if (ratio > 0).sum() >= least else ratio)
     at_most, below = loss[:, None] <= edge, loss[:, None] < edge
     above = (ratio[:, None] >= level).double()
 
@@ -163,6 +167,7 @@ def _searched(
 def _grid(value: Float64[Tensor, "r"]) -> Float64[Tensor, "v"]:
     """The distinct values, or 101 of them evenly by rank."""
     value = value.unique()
+    # DIFFERS: a grid of ours, so that the search costs the same for any number of records.
     return value[torch.linspace(0, len(value) - 1, min(GRID, len(value)), dtype=torch.float64).round().long()]
 
 

@@ -122,6 +122,7 @@ def select(
     aux = normalize(features_aux.double(), dim=-1, eps=1e-300).T
     parts = (normalize(rows.double(), dim=-1, eps=1e-300) @ aux for rows in features.split(ROWS))
     count = torch.cat([(1 - cosine < alpha).sum(-1) for cosine in parts])
+    # DIFFERS: a public implementation has this ratio upside down.
     return count.double() * n_target / len(features_aux) < beta
 
 
@@ -210,6 +211,7 @@ def _pchip(
     # the usual four Hermite terms, regrouped: no term is below 0, so that nothing cancels near F = 0
     bend = (3 * rise - end).clamp(min=0) * (1 - t) + rise * t
     F = y + t * (start * (1 - t).square() + t * bend)
+    # DIFFERS: 1 beyond the knots, where a public implementation extrapolates out of [0, 1].
     return torch.where(s < X[:, -1:], F.clamp(max=1), 1.0).T.reshape(l.shape)
 
 

@@ -44,16 +44,16 @@ def compare(
     Without a flag: scikit-learn's digits, about two minutes on two cores. Ctrl-C loses nothing.
 
     Args:
-        attacks: default, all, or names joined by commas.
+        attacks: default, standard (all but the costly), all, or names joined by commas.
     """
     from workbench import steps
     from workbench.recipes import SIZES
 
-    order = steps.ordered(zoo)
-    names = _split(attacks or SIZES[zoo.size].attacks)
+    order, size = steps.ordered(zoo), SIZES[zoo.size]
+    names = _split(attacks or size.attacks)
     queries = order.queries if attack.queries is None else attack.queries
     steps.refuse_early(order, names, queries, attack.mask, attack.evaluate)
-    return steps.compared(steps.trained(order), names, attack, queries=queries)
+    return steps.compared(steps.trained(order), names, attack, queries=queries, search=size.search)
 
 
 def train(zoo: OmitArgPrefixes[ZooOptions]) -> int:
@@ -77,7 +77,7 @@ def attack(
     """Run the attacks named on a zoo that is trained.
 
     Args:
-        names: One or more attacks; or default, or all.
+        names: One or more attacks; or default, standard, or all.
         zoo: Folder of the zoo whose targets are attacked.
         shadow_zoo: Folder of another zoo whose shadows the attacker holds.
         data_root: Folder of data files.
@@ -204,9 +204,9 @@ def _raised_by_us(error: ValueError) -> bool:
 
 
 def _split(names: str) -> str | list[str]:
-    """ "all" and "default" stay words."""
+    """A set's name stays a word."""
     some = [name.strip() for name in names.split(",") if name.strip()]
-    return some[0] if some in (["all"], ["default"]) else some
+    return some[0] if some in (["all"], ["default"], ["standard"]) else some
 
 
 if __name__ == "__main__":

@@ -325,6 +325,8 @@ def test_far_tails_are_ranked_on_both_ends(nu0, form):
     assert (score.diff() > 0).all()
     bend = score.diff().diff()[100:].abs() / score.diff()[100:-1]
     assert bend.max() < 0.06
+    low = FORMS[form](torch.linspace(-25, -5, 3000, dtype=torch.float64), S, none_in, nu0=nu0)
+    assert (low.diff() > 0).all()  # the probability is 1 there, and its complement is not 0
     assert score[-1] > (20 if nu0 == 4 and form == "t offline" else 5000)
 
 

@@ -223,7 +223,7 @@ def searched(loss, ratio, member):
     """Every triple of values there are: the best precision, then the most flagged, then the lowest triple."""
     least, best = max(20, len(loss) / 100), None
     rows = list(zip(loss.tolist(), ratio.tolist(), member.tolist(), strict=True))
-    losses, levels = sorted(set(loss.tolist())), sorted(set(ratio.tolist()))
+    losses, levels = sorted(set(loss.tolist())), sorted(set(ratio.tolist()) - {0.0})
     for low, high, level in itertools.product(losses, losses, levels):
         flagged = [m for l, r, m in rows if low <= l <= high and r >= level]
         if len(flagged) >= least:
@@ -251,7 +251,14 @@ def test_equal_precision_goes_to_the_thresholds_that_flag_more():
     member = torch.arange(80) < 40
     loss = torch.arange(80).double()
     found = morgan_thresholds(loss, member.double(), member)
-    assert found == Thresholds(0.0, 39.0, 0.0)  # all members, at the lowest thresholds that flag them
+    assert found == Thresholds(0.0, 39.0, 1.0)  # all members, at the lowest thresholds that flag them
+
+
+def test_a_ratio_of_0_is_asked_for_only_where_there_are_too_few_others():
+    loss, _, member = shadow()
+    for others, level in ((20, 0.5), (19, 0.0)):
+        ratio = torch.where(torch.arange(60) < others, 0.5, 0.0)
+        assert morgan_thresholds(loss, ratio, member).ratio == level
 
 
 def fpr_threshold(score, member, fpr):

@@ -74,6 +74,14 @@ def test_the_score_of_a_gaussian_is_its_standing():
     torch.testing.assert_close(module._standing(u, heads), torch.tensor(want).double())
 
 
+def test_log_sigma_is_bounded_in_the_loss_too():
+    u = torch.tensor([0.5, -0.5]).double()
+    for far, bound in ((100.0, 7.0), (-400.0, -7.0)):
+        z = torch.tensor([[0.0, far], [0.2, far]]).double()
+        at = torch.tensor([[0.0, bound], [0.2, bound]]).double()
+        assert module._gaussian_loss(z, u) == module._gaussian_loss(at, u)
+
+
 def test_the_level_is_where_the_signal_crosses_the_sorted_heads():
     g = stream(0)
     heads = torch.randn(20, 41, generator=g).double()  # they cross each other
@@ -138,6 +146,15 @@ def test_what_it_was_fitted_to_tells_nothing_of_the_rate_and_is_counted(regresso
             generator=stream(0),
             **QUICK | {"regressor": regressor, "form": form},
         )
+
+
+def test_boosting_takes_sigma_from_records_out_of_their_fold():
+    """Residuals within it are too small: fresh records would then stand twice as far off."""
+    g = stream(0)
+    x = torch.randn(4300, 10, generator=g)
+    s = 2 * x.sum(1) + torch.randn(4300, generator=g) / 2
+    settings = {"generator": g, "regressor": "boosting", "alpha": 0.1}
+    assert quantile(s[300:], x[300:], s[:300], x[:300], **settings).std() == pytest.approx(1, abs=0.3)
 
 
 @kinds

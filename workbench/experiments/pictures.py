@@ -167,13 +167,15 @@ def records(frame: pd.DataFrame, manifest: Manifest) -> Figure:
             mark, face = ("^", "black") if side == "in" else ("v", "white")
             look: dict[str, Any] = {"marker": mark, "markerfacecolor": face, "label": f"targets {side}"}
             look |= {"color": "black", "linestyle": "", "markersize": 5}
-            axes.plot(answers, 0 * answers, clip_on=False, zorder=5, **look)
+            if len(answers):  # an empty line has no place on the page
+                axes.plot(answers, 0 * answers, clip_on=False, zorder=5, **look)
         axes.set_title(f"record {held['record'].iloc[0]}, quantile {quantile:.2f}", fontsize=SMALL + 1)
         axes.tick_params(labelsize=SMALL)
     left.supxlabel("log-odds of the true class, nats", fontsize=SMALL + 1)
-    left.legend(
-        *left.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=SMALL
+    named = dict(
+        pair for axes in left.axes for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True)
     )
+    left.legend(named.values(), named.keys(), loc="outside upper center", ncols=4, fontsize=SMALL)
     _exposed(right.subplots(), frame[frame["kind"] == "tpr"])
     note = (
         "Four records by quantile of mu_in - mu_out. Band: Clopper-Pearson over a record's IN targets, 0.1 %."
@@ -201,7 +203,8 @@ def _exposed(axes: Axes, points: pd.DataFrame) -> None:
     """TPR over the share of records, log axis; dark: 0.1 %, light: 1 %."""
     estimators = list(points["estimator"].unique())
     for (estimator, rate), held in points.groupby(["estimator", "rate"], sort=False):
-        share = np.arange(1, len(held) + 1) / len(held)
+        held = pd.concat([held.iloc[:1], held])  # the first step begins half a record early
+        share = np.array([0.5, *range(1, len(held))]) / (len(held) - 1)
         grey = COLOUR if rate == "0.1pct" else lighter(COLOUR, SHADES)
         label = f"{estimator}, FPR {'0.1' if rate == '0.1pct' else '1'} %"
         dash = DASHES[estimators.index(estimator)]

@@ -45,7 +45,7 @@ HEADS = {
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Scores of each attack on every target, and on mock targets where these were asked for."""
+    """Scores of each attack on every target; and on mock targets, where asked for and where it runs."""
 
     scores: Mapping[str, Float64[Tensor, "t n"]]
     notes: Mapping[str, str | None]
@@ -76,7 +76,7 @@ def seen(
         ring.truth,
         ring.known,
         ring.shadows,
-        {name: _scores(name, held) for name, held in mocked.items()},
+        {name: _scores(name, held) for name, held in mocked.items() if all(p.error is None for p in held)},
         ring.mock_truth,
         ring.held.n_in,
         ring.held.n_out,
