@@ -119,8 +119,8 @@ def morgan_thresholds(
     """Found on one shadow, whose members are known; losses in nats.
 
     `grid` tries 101 values of each and takes the triple of greatest precision; of several the one that flags
-    most, then the one of lowest phi_L, phi_U, phi_M. It must flag 20 records, and 1 %; phi_M is above 0, unless
-    too few ratios are.
+    most, then the one of lowest phi_L, phi_U, phi_M. It must flag 20 records, and 1 %. phi_M is above 0,
+    unless too few ratios are.
     `script` is the authors': phi_L and phi_U where the loss attack has an FPR of at most 0.22 and 0.30, phi_M
     where Merlin has at most `alpha`, which `grid` does not use.
     Raises ValueError where the shadow lacks members or non-members, or has fewer than 20 records for `grid`,
