@@ -136,7 +136,7 @@ def _learned(
     outputs, error = (2, _gaussian_loss) if form == "gaussian" else (len(ALPHA), _pinball_loss)
     # DIFFERS: heads start from the quantiles of all of aux; from 0 the rare ones take many steps.
     start = u.new_zeros(2) if form == "gaussian" else u.quantile((1 - ALPHA).to(u.device))
-    scale, shape, a = _scale(x_aux), tuple(x_aux.shape[1:]), len(x_aux)
+    scale, shape, a = nets.statistics(x_aux), tuple(x_aux.shape[1:]), len(x_aux)
 
     def make() -> nn.Module:
         own = nets.build(Recipe(), shape, outputs) if net is None else net(outputs)
@@ -199,12 +199,6 @@ def _boosted(
 
 def _seed(generator: Generator) -> int:
     return int(torch.randint(2**31 - 1, (1,), generator=generator))
-
-
-def _scale(x: Float[Tensor, "n *d"]) -> tuple[Tensor, Tensor]:
-    """Mean and spread, one a feature for tables, one a channel for images, as in a zoo."""
-    features = x.double().transpose(0, 1).flatten(1)
-    return features.mean(1).float(), features.std(1, correction=0).float()
 
 
 def _check(s: Tensor, x: Tensor, s_aux: Tensor, x_aux: Tensor) -> None:

@@ -143,7 +143,7 @@ def distil(oracle: Oracle, aux: Data, recipe: Recipe, *, q: int, seed: int) -> l
         raise ValueError(f"q and aux must be 1+ models and 2+ records, got {q} and {len(aux)}")
     # DIFFERS: all epochs are run, as no labelled record is spared; what the target smoothed stays as it is.
     recipe = replace(resolve(recipe, aux, aux.x.device), patience=0, label_smoothing=0.0)
-    scale = _scale(aux.x) if recipe.scale == "standard" else None
+    scale = nets.statistics(aux.x) if recipe.scale == "standard" else None
 
     def net() -> nn.Module:
         return nets.build(recipe, aux.shape, aux.classes, scale)
@@ -192,9 +192,3 @@ def _checked(name: str, loss: Float[Tensor, "*t n"]) -> Float64[Tensor, "*t n"]:
     if bad.any():
         raise ValueError(f"{name} must be finite and 0 or more, got {int(bad.sum())} other values")
     return loss.double()
-
-
-def _scale(x: Float[Tensor, "n *d"]) -> tuple[Tensor, Tensor]:
-    """Mean and spread, one a feature for tables, one a channel for images, as in a zoo."""
-    features = x.double().transpose(0, 1).flatten(1)
-    return features.mean(1).float(), features.std(1, correction=0).float()

@@ -150,11 +150,8 @@ class Design:
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and spread over aux: one a feature for tables, one a channel for images."""
-        if self.recipe.scale != "standard":
-            return None
-        x = self.aux.x.double().transpose(0, 1).flatten(1)
-        return x.mean(1).float(), x.std(1, correction=0).float()
+        """Mean and spread over aux."""
+        return nets.statistics(self.aux.x) if self.recipe.scale == "standard" else None
 
     @cached_property
     def _own_net(self) -> str | None:

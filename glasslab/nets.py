@@ -30,6 +30,12 @@ def build(
     return net if scale is None else nn.Sequential(Scale(*scale, shape), net)
 
 
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread of records, one a feature for tables, one a channel for images: a `scale`."""
+    features = x.double().transpose(0, 1).flatten(1)
+    return features.mean(1).float(), features.std(1, correction=0).float()
+
+
 class Scale(nn.Module):
     """(x - mean) / std; where std is 0, 1 stands in. One number a feature, or one a channel."""
 

@@ -39,8 +39,9 @@ class Attack:
 
     `run(game, generator)` may take settings by keyword. `holds` is the label under which its numbers may be
     ranked. Above `decision` the attack itself says member. `control` rows must find nothing; `random` ones
-    depend on a draw, or on which shadow comes first. `quick`: settings for small worlds, under 0.2 s. `settle`: settings that follow
-    from how much is held; a mock target, which has fewer shadows, takes them from the real game.
+    depend on a draw, or on which shadow comes first. `quick`: settings for small worlds, under 0.2 s.
+    `settle`: settings that follow from how much is held; a mock target, which has fewer shadows, takes them
+    from the real game.
 
     `asks` is how often it asks the target about a candidate, times the game's queries if it `repeats`; None
     for one that searches: its run takes `budget`, the most that it may ask. `asks_aux`: the same of aux.

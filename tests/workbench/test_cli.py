@@ -215,4 +215,4 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
 def test_the_script_is_this_one():
     text = (ROOT / "pyproject.toml").read_text()
     assert 'glasslab = "workbench.cli:main"' in text
-    assert set(cli.COMMANDS) == {"compare", "train", "attack", "zoo"}
+    assert set(cli.COMMANDS) == {"compare", "train", "attack", "experiment", "zoo"}

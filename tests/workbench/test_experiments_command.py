@@ -1,10 +1,12 @@
 """`glasslab experiment NAME`: what it prints and keeps, and what it refuses."""
 
 import json
+from io import StringIO
 
 import pandas as pd
 import pytest
 from matplotlib import pyplot
+from rich.console import Console
 
 from glasslab.zoo import Zoo
 from workbench import cli
@@ -103,6 +105,16 @@ def test_every_experiment_of_one_data_set_is_drawn(zoo, tmp_path):
         save(tmp_path, name, frame, manifest | {"zoos": frame.attrs["zoos"]})
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
         assert table(chosen(name).short(frame), name).row_count > 0
+
+
+def test_a_table_never_cuts_a_number():
+    """Wrong version: -0.002 in a column too narrow for it reads -0.00."""
+    words, numbers = {"shadows": "w" * 40, "attack": "a" * 40}, dict.fromkeys("abcdef", -0.002)
+    frame = pd.DataFrame([words | numbers])
+    page = Console(file=StringIO(), width=100)
+    page.print(table(frame, "title"))
+    assert page.file.getvalue().count("-0.002") == 6
+    assert page.file.getvalue().count("w") == 41  # folded, not cut; its head has one more
 
 
 def test_architectures_share_records_and_distributions_do_not():

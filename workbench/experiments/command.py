@@ -70,9 +70,9 @@ def table(frame: pd.DataFrame, title: str) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for name in frame.columns:
         words = frame[name].dtype.kind not in "fiu" and not pd.api.types.is_numeric_dtype(frame[name])
-        fold = name == "data"  # a path may be long
         side: Literal["left", "right"] = "left" if words else "right"
-        drawn.add_column(str(name).replace("_", " "), justify=side, no_wrap=not fold, overflow="fold")
+        # words are folded where room is short; a number that loses digits would be another number
+        drawn.add_column(str(name).replace("_", " "), justify=side, no_wrap=not words, overflow="fold")
     for row in frame.itertuples(index=False):
         drawn.add_row(*map(_cell, row))
     return drawn

@@ -102,7 +102,7 @@ def distributions(options: ZooOptions, also: Sequence[str]) -> dict[str, Order]:
             got = f"{other.shape} and {other.classes} of {name}"
             raise ValueError(f"also must be of shape {data.shape} and {data.classes} classes, got {got}")
     changed = {"other records": rest, "noisy": noisy(rest, seed), "dimmed": dimmed(rest)}
-    changed |= {"other classes' shares": uneven(rest)} | shapes
+    changed |= {"uneven classes": uneven(rest)} | shapes
     home = replace(data[parts.pool], name=f"{data.name}, 60 %")
     held = {HOME: home} | {name: replace(d, name=f"{d.name}, {name}") for name, d in changed.items()}
     least = min(round(0.59 * len(d)) for d in held.values())  # a little less: equal records stay together
