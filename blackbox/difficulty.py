@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from glasslab.likelihood import Location
-from glasslab.moments import moments
+from glasslab.moments import a_model_each, moments
 
 
 def sablayrolles(
@@ -52,11 +52,7 @@ def _locations(
             raise ValueError(
                 f"shadow_member must be [m n] as S [m *k n], got {[*models.shape]}, {[*S.shape]}"
             )
-        if not models.any(0).all():
-            record = int((~models.any(0)).nonzero()[0])
-            raise ValueError(
-                f"shadow_member must hold 1+ models {side} of each record, got 0 for record {record}"
-            )
+        a_model_each(models, side)
     # DIFFERS: all models count. Published code keeps the last one only, and divides by their number.
     read = moments(S, sides, median=location == "median")
     return {side: getattr(read[side], location) for side in sides}

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from glasslab.likelihood import Location, Variance, fit, ratio, tail
+from glasslab.moments import a_model_each
 
 
 def lira(
@@ -26,12 +27,7 @@ def lira(
     models a side allow it, else one pooled spread a side.
     Raises ValueError, naming record, needed and found count, where a record has too few models in or out.
     """
-    if not shadow_member.any(0).all():
-        record = int((~shadow_member.any(0)).nonzero()[0])
-        raise ValueError(
-            f"shadow_member must hold a model in for each record, got none for record {record}; "
-            "lira_offline needs none"
-        )
+    a_model_each(shadow_member, "in", "; lira_offline needs none")
     return ratio(phi, fit(shadow_phi, shadow_member, variance=variance, location=location))
 
 

@@ -22,7 +22,7 @@ from glasslab.checks import Floored
 from glasslab.data import Data
 from glasslab.likelihood import Location, Variance, fit, tail
 from glasslab.metrics import allowed
-from glasslab.moments import chunks
+from glasslab.moments import a_model_each, chunks
 from glasslab.oracle import Oracle, complete
 from glasslab.recipe import Recipe
 from glasslab.signals import bounded
@@ -114,9 +114,7 @@ def ye_r(
     if smooth == "gaussian":
         held = fit(_log_odds(S), shadow_member, variance=variance, location=location, sides="out")
         return tail(_log_odds(l), held)
-    if not out.any(0).all():
-        record = int((~out.any(0)).nonzero()[0])
-        raise ValueError(f"shadow_member must leave 1+ models out of each record, got 0 for record {record}")
+    a_model_each(out, "out")
     l, S = _capped("loss", l), _capped("shadow_loss", S)
     flat, parts = l.reshape(-1, l.shape[-1]), []
     for rows in chunks(l.shape[-1], len(S) + len(flat)):

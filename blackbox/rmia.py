@@ -20,7 +20,7 @@ from torch import Tensor
 
 from glasslab import signals
 from glasslab.metrics import auc
-from glasslab.moments import chunks
+from glasslab.moments import a_model_each, chunks
 
 Queries = Literal["mean", "vote"]
 
@@ -46,8 +46,8 @@ def rmia(
     Where a record has more models on one side, the first ones in model order are used.
     Raises ValueError where a record has no model in, or none out, and on shapes or values that do not fit.
     """
-    _demand(shadow_member, "in", "; rmia_offline needs none")
-    _demand(~shadow_member, "out")
+    a_model_each(shadow_member, "in", "; rmia_offline needs none")
+    a_model_each(~shadow_member, "out")
     log_px = _log_mean("shadow_log_p", shadow_log_p, shadow_member, trim, balanced=True)
     log_pz = _mixed(_aux(shadow_log_p_aux, trim), a)
     return _scores(log_p, log_p_aux, log_px, log_pz, gamma, queries)
@@ -66,7 +66,7 @@ def rmia_offline(
     queries: Queries = "mean",
 ) -> Float64[Tensor, "... n"]:
     """As `rmia`, with p(x) from the models out alone. Here `a` decides the ranking; `tune` finds one."""
-    _demand(~shadow_member, "out")
+    a_model_each(~shadow_member, "out")
     log_px = _mixed(_log_mean("shadow_log_p", shadow_log_p, shadow_member, trim), a)
     log_pz = _mixed(_aux(shadow_log_p_aux, trim), a)
     return _scores(log_p, log_p_aux, log_px, log_pz, gamma, queries)
@@ -89,7 +89,7 @@ def tune(
     """
     rest = _others(shadow_member, mock)
     S, member = shadow_log_p[rest], shadow_member[rest]
-    _demand(~member, "out", f" with shadow {mock} and its complement left out")
+    a_model_each(~member, "out", f" with shadow {mock} and its complement left out")
     log_out, log_z = _log_mean("shadow_log_p", S, member, trim), _aux(shadow_log_p_aux[rest], trim)
     own, truth = (shadow_log_p[mock], shadow_log_p_aux[mock]), shadow_member[mock]
     return max(grid, key=lambda a: auc(_scores(*own, _mixed(log_out, a), _mixed(log_z, a), gamma), truth))
@@ -234,13 +234,6 @@ def _series(x: Float64[Tensor, "..."], n: int) -> Float64[Tensor, "..."]:
         term = term * x / i
         total = total + term
     return total
-
-
-def _demand(side: Bool[Tensor, "m n"], name: str, hint: str = "") -> None:
-    """At least one model on this side of each record."""
-    if not side.any(0).all():
-        record = int((~side.any(0)).nonzero()[0])
-        raise ValueError(f"shadow_member must hold 1+ models {name}, got 0 for record {record}{hint}")
 
 
 def _finite(name: str, t: Float[Tensor, "..."]) -> None:

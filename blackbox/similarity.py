@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from glasslab.checks import Floored
-from glasslab.moments import chunks
+from glasslab.moments import a_model_each, chunks
 from glasslab.oracle import forward
 
 ROWS = 512  # records whose neighbours are counted at a time
@@ -60,7 +60,7 @@ def gmia(
     Raises ValueError on negative, NaN or infinite losses, and naming a record without a model out.
     """
     _suits(shadow_loss, shadow_member)
-    _demand("out", ~shadow_member)
+    a_model_each(~shadow_member, "out")
     if loss.shape[-1:] != shadow_loss.shape[-1:]:
         raise ValueError(f"loss must end in {[*shadow_loss.shape[-1:]]} as shadow_loss, got {[*loss.shape]}")
     for name, l in (("loss", loss), ("shadow_loss", shadow_loss)):
@@ -155,8 +155,8 @@ def _log_ratios(
 ) -> Iterator[tuple[slice, Float64[Tensor, "r c"]]]:
     """log p_in - log p_out of the mean probabilities, for some records at a time."""
     _suits(shadow_z, member)
-    _demand("in", member)
-    _demand("out", ~member)
+    a_model_each(member, "in")
+    a_model_each(~member, "out")
     m, n, c = shadow_z.shape
     if c < 2:
         raise ValueError(f"z must hold two classes or more, got {c}")
@@ -237,12 +237,4 @@ def _suits(S: Float[Tensor, "m n *c"], member: Bool[Tensor, "m n"]) -> None:
     if S.shape[:2] != member.shape:
         raise ValueError(
             f"shadow_member must be [m n] as the shadows' answers {[*S.shape]}, got {[*member.shape]}"
-        )
-
-
-def _demand(side: str, models: Bool[Tensor, "m n"]) -> None:
-    if not models.any(0).all():
-        record = int((~models.any(0)).nonzero()[0])
-        raise ValueError(
-            f"shadow_member must hold 1+ models {side} of each record, got 0 for record {record}"
         )

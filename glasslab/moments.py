@@ -66,6 +66,15 @@ def moments(
     return {name: Moments(*[torch.from_numpy(each).to(S.device) for each in joined[name]]) for name in joined}
 
 
+def a_model_each(models: Bool[Tensor, "m n"], side: str, hint: str = "") -> None:
+    """Raises ValueError naming a record that no model of this side is left for."""
+    if not models.any(0).all():
+        record = int((~models.any(0)).nonzero()[0])
+        raise ValueError(
+            f"shadow_member must hold 1+ models {side} of each record, got 0 for record {record}{hint}"
+        )
+
+
 def chunks(n: int, values: int) -> list[slice]:
     """Cuts n records of so many values each into slices that stay in the cache."""
     step = max(1, VALUES // max(1, values))

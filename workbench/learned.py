@@ -4,6 +4,7 @@ Each is made once for a set of shadows. What needs only one shadow takes the fir
 same mask as the target, and its queries cost nothing, since it is the attacker's own.
 """
 
+import warnings
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from blackbox import augmentation, merlin, ml_leaks, noise_robustness, rmia, shadow, similarity
 from blackbox.mlps import Training
+from glasslab.checks import Floored
 from glasslab.data import Data
 from glasslab.game import Game, Shadows
 from glasslab.oracle import Oracle
@@ -19,6 +21,7 @@ from glasslab.split import stream
 from workbench.evidence import Mask, Told, kept, one_thread, told
 
 RECORDS = 2000  # of one shadow's that it is asked about, where each costs many queries
+SCALE = 0.3  # RMIA's a for the paper's images of ten classes
 MODELS = 16  # whose features tell which records have neighbours
 
 
@@ -35,7 +38,7 @@ def leaks_model(game: Game, seed: int, training: Training) -> ml_leaks.Learned:
 
 
 def offline_scale(game: Game, T: float) -> float:
-    """RMIA's a, of best AUC where the first shadow plays the target."""
+    """RMIA's a, best where the first shadow plays the target; 0.3, and a warning, for fewer than four."""
     return _offline_scale(told(game), game.shadows, game.aux, T)
 
 
@@ -91,6 +94,9 @@ def _leaks_model(seen: Told, seed: int, training: Training) -> ml_leaks.Learned:
 
 @kept
 def _offline_scale(seen: Told, held: Shadows, aux: Data, T: float) -> float:
+    if len(seen.z) < 4:  # none is left once one plays the target and its complement leaves with it
+        warnings.warn(f"a = {SCALE} is not tuned: {len(seen.z)} shadows, 4 needed", Floored, stacklevel=2)
+        return SCALE
     own = torch.stack([rmia.log_confidence(z, seen.y, T=T) for z in seen.z])
     about_aux = torch.stack([rmia.log_confidence(z, aux.y, T=T) for z in held.z_aux])
     return rmia.tune(own, about_aux, seen.member)

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from glasslab.checks import Floored
 from glasslab.game import Game, Reveals, without
+from glasslab.split import stream
 from workbench.attack import Attack, Needs, asked
 
 
@@ -76,6 +77,14 @@ def play(
         return Played(seconds=perf_counter() - start, error=_line(error))
     seconds = perf_counter() - start
     return Played(score.detach().cpu().double(), seconds, own.oracle.queries, "; ".join(notes) or None)
+
+
+def drawn(attack: Attack, name: str, seed: int, a: int) -> Generator:
+    """One draw for all targets, so that what is learned from the shadows is learned once.
+
+    Who asks nothing has nothing else by which targets could differ, and gets a draw for each.
+    """
+    return stream(seed, name, a) if attack.access == "nothing" else stream(seed, name)
 
 
 @contextmanager

@@ -9,21 +9,19 @@ from time import perf_counter
 from typing import Any
 
 import pandas as pd
-from torch import Generator
 
 from glasslab import results
 from glasslab.checks import told_apart
 from glasslab.likelihood import fit
 from glasslab.masks import Mask
 from glasslab.results import Results
-from glasslab.split import stream
 from glasslab.zoo import Zoo
 from workbench.arena import Arena, Evaluate, able, arena
 from workbench.attack import Attack
 from workbench.attacks import chosen
 from workbench.curves import curves, joined, risks
 from workbench.evidence import one_thread
-from workbench.play import SEARCH, Played, floored, play
+from workbench.play import SEARCH, Played, drawn, floored, play
 from workbench.rivals import differences
 from workbench.rows import Row, Runs, rows, summary
 
@@ -129,21 +127,14 @@ def _play(
     order = ((name, a) for a in targets for name in ready) if ring.left_out else product(ready, targets)
     for name, a in order:
         tick(name)
-        row, drawn = table[name], _stream(table[name], name, seed, a)
-        played[name].append(play(row, ring.game(a), drawn, search=search))
+        row = table[name]
+        played[name].append(play(row, ring.game(a), drawn(row, name, seed, a), search=search))
     for j, game in ring.mocks():
         for name in (name for name in ready if not table[name].costly):
             tick(f"{name}, thresholds")
-            row, drawn = table[name], _stream(table[name], name, seed, -1 - j)
-            mocked[name].append(play(row, game, drawn, row.settle(ring.game(0).shadows), search=search))
-
-
-def _stream(attack: Attack, name: str, seed: int, a: int) -> Generator:
-    """One draw for all targets, so that what is learned from the shadows is learned once.
-
-    Who asks nothing has nothing else by which targets could differ, and gets a draw for each.
-    """
-    return stream(seed, name, a) if attack.access == "nothing" else stream(seed, name)
+            row, settings = table[name], table[name].settle(ring.game(0).shadows)
+            draw = drawn(row, name, seed, -1 - j)
+            mocked[name].append(play(row, game, draw, settings, search=search))
 
 
 def _unmeasured(zoo: Zoo, ring: Arena, runs: Sequence[Runs], manifest: dict[str, Any]) -> Results:

@@ -271,11 +271,11 @@ def test_refuses_what_it_cannot_do():
     log_p, S, member = world()
     lone = member.clone()
     lone[:, 7] = True
-    with pytest.raises(ValueError, match="1[+] models out, got 0 for record 7"):
+    with pytest.raises(ValueError, match="1[+] models out of each record, got 0 for record 7"):
         base_offline(log_p, S, lone)
     with pytest.raises(ValueError, match="1[+] models, got 0"):
         base(log_p, S[:0], member[:0])
-    with pytest.raises(ValueError, match="1[+] models out, got 0 for record 0"):
+    with pytest.raises(ValueError, match="1[+] models out of each record, got 0 for record 0"):
         base_offline(log_p, S[:0], member[:0])
     with pytest.raises(ValueError, match="a must be in .0, 1., got 1.2"):
         base_offline(log_p, S, member, a=1.2)

@@ -195,7 +195,7 @@ def test_one_fit_serves_as_the_attack_does():
 
 def test_refuses_what_it_cannot_do_and_names_what_can():
     phi, S, member, _ = gaussian(1.0, m=8, n=20)
-    with pytest.raises(ValueError, match="none for record 0; lira_offline needs none"):
+    with pytest.raises(ValueError, match="got 0 for record 0; lira_offline needs none"):
         lira(phi, S, torch.zeros_like(member))
     assert lira_offline(phi, S, torch.zeros_like(member)).isfinite().all()
     lone = member.clone()

@@ -418,16 +418,19 @@ def test_sm_taylor_refuses_what_is_not_positive_with_its_count():
 def test_few_models_and_bad_values_are_refused_by_name():
     log_p, aux, S, S_aux, member = world()
     none_in = torch.zeros_like(member)
-    with pytest.raises(ValueError, match="1[+] models in, got 0 for record 0; rmia_offline needs none"):
+    with pytest.raises(
+        ValueError, match="1[+] models in of each record, got 0 for record 0; rmia_offline needs none"
+    ):
         rmia(log_p, aux, S, S_aux, none_in)
     lone = member.clone()
     lone[:, 7] = True
     for attack in FORMS.values():
-        with pytest.raises(ValueError, match="1[+] models out, got 0 for record 7"):
+        with pytest.raises(ValueError, match="1[+] models out of each record, got 0 for record 7"):
             attack(log_p, aux, S, S_aux, lone)
     assert rmia_offline(log_p, aux, S[:1], S_aux[:1], none_in[:1]).isfinite().all()  # one model will do
     with pytest.raises(
-        ValueError, match="1[+] models out, got 0 for record 0 with shadow 0 and its complement"
+        ValueError,
+        match="1[+] models out of .*, got 0 for record 0 with shadow 0 and its complement",
     ):
         tune(S[:2], S_aux[:2], shadow_rows(2, 20, 0))
     with pytest.raises(ValueError, match="mock must be one of 10 shadows, got 10"):

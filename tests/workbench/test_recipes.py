@@ -74,4 +74,5 @@ def test_sizes():
     assert (SIZES["quick"].records, SIZES["quick"].shadows, SIZES["quick"].targets) == (2000, 64, 8)
     assert (SIZES["paper"].records, SIZES["paper"].shadows) == (None, 256)
     assert SIZES["quick"].attacks == "default"
-    assert SIZES["standard"].attacks == "all"
+    assert SIZES["standard"].attacks == "standard"
+    assert [SIZES[name].search for name in ("quick", "standard", "paper")] == [100, 250, 2500]

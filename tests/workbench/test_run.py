@@ -10,7 +10,7 @@ from glasslab.game import game
 from glasslab.masks import round_to
 from glasslab.results import read
 from glasslab.split import stream
-from workbench import attacks, compare, evidence, run
+from workbench import blackbox_reference, compare, learned, run
 from workbench.attacks import ATTACKS, Attack
 from workbench.mock import folds
 from workbench.play import granted
@@ -67,7 +67,7 @@ def test_thresholds_come_from_mock_targets(zoo, kept):
 def test_a_mock_target_is_attacked_by_the_same_rule(zoo, monkeypatch):
     """With 14 shadows of 16 left, "auto" would mean another spread than for the target itself."""
     monkeypatch.setattr(likelihood, "ENOUGH", 8)
-    monkeypatch.setattr(attacks, "ENOUGH", 8)
+    monkeypatch.setattr(blackbox_reference, "ENOUGH", 8)
     zoo.memo.clear()  # other tests have fitted "auto" to its shadows
     auto, record = (compare(zoo, name, progress=False) for name in ("lira", "lira-record"))
     zoo.memo.clear()
@@ -152,13 +152,13 @@ def with_a_bad_one(zoo, monkeypatch):
 
 def test_shadows_teach_once_and_chance_draws_for_each(zoo, kept, monkeypatch):
     calls = []
-    plain = evidence.shadow.attack_model
+    plain = learned.shadow.attack_model
 
     def counted(*arguments, **settings):
         calls.append(arguments)
         return plain(*arguments, **settings)
 
-    monkeypatch.setattr(evidence.shadow, "attack_model", counted)
+    monkeypatch.setattr(learned.shadow, "attack_model", counted)
     zoo.memo.clear()
     compare(zoo, ["shadow-sorted"], progress=False)
     assert len(calls) == 1 + len(folds(16))  # for all targets, and for the mock targets of each fold
@@ -193,11 +193,11 @@ def test_what_lacks_something_is_refused_by_name_and_a_row_under_all(small):
 def test_ctrl_c_keeps_what_was_played(zoo, kept, tmp_path, monkeypatch):
     plain, calls = run.play, []
 
-    def stopped(*arguments):
+    def stopped(*arguments, search):
         calls.append(arguments)
         if len(calls) == 8:  # the second attack's third target
             raise KeyboardInterrupt
-        return plain(*arguments)
+        return plain(*arguments, search=search)
 
     monkeypatch.setattr(run, "play", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -272,3 +272,25 @@ def test_the_manifest_says_where_numbers_come_from(zoo, kept):
     assert held["versions"]["torch"] == torch.__version__
     assert held["seconds"] > 0
     assert {"device", "machine", "recipe", "pool", "aux", "test", "duplicates", "checks"} <= held.keys()
+
+
+def test_costly_attacks_have_no_mock_targets(zoo):
+    frame = compare(zoo, ["loss", "merlin"], search=9, progress=False)
+    loss, merlin = frame.attrs["summary"]
+    assert merlin["tpr_at_1pct_transferred"] is None
+    assert loss["tpr_at_1pct_transferred"] is not None
+    assert "no thresholds from mock targets: it is costly" in merlin["notes"]
+    assert (frame.loc[frame["attack"] == "merlin", "queries"] == 300 * 9).all()
+    assert frame.attrs["manifest"]["search"] == 9
+
+
+def test_a_set_leaves_out_what_cannot_run(zoo, small):
+    """`small` has four shadows and no images: what lacks something is a row that says so."""
+    frame = compare(small, "standard", progress=False)
+    lacks = frame.loc[frame["error"].notna()].set_index("attack")["error"]
+    assert lacks["augmentation"] == "not run: needs images, got a table"
+    assert lacks["ye-p"].startswith("not run: needs 100+ records of aux, got ")
+    assert lacks.str.startswith("not run: needs").all()
+    assert "boundary" not in set(frame["attack"])
+    with pytest.raises(ValueError, match="attack augmentation needs images, got a table"):
+        compare(zoo, ["loss", "augmentation"], progress=False)

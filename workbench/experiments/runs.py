@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64
-from torch import Generator, Tensor
+from torch import Tensor
 
 from glasslab import columns, metrics
 from glasslab.bootstrap import paired
@@ -22,7 +22,7 @@ from workbench.attack import Attack
 from workbench.attacks import chosen
 from workbench.evidence import one_thread
 from workbench.options import ZooOptions
-from workbench.play import Played, play
+from workbench.play import Played, drawn, play
 from workbench.steps import Order
 
 Row = dict[str, Any]
@@ -144,7 +144,7 @@ def sized(options: ZooOptions, shadows: int, targets: int) -> Order:
 
 
 def _played(name: str, attack: Attack, ring: Arena, seed: int) -> list[Played]:
-    return [play(attack, ring.game(a), _stream(name, attack, seed, a)) for a in range(len(ring.truth))]
+    return [play(attack, ring.game(a), drawn(attack, name, seed, a)) for a in range(len(ring.truth))]
 
 
 def _mocked(table: Mapping[str, Attack], ring: Arena, seed: int) -> dict[str, list[Played]]:
@@ -154,13 +154,8 @@ def _mocked(table: Mapping[str, Attack], ring: Arena, seed: int) -> dict[str, li
         for name in held:
             attack = table[name]
             settings = attack.settle(ring.game(0).shadows)
-            held[name].append(play(attack, game, _stream(name, attack, seed, -1 - j), settings))
+            held[name].append(play(attack, game, drawn(attack, name, seed, -1 - j), settings))
     return {name: played for name, played in held.items() if played}
-
-
-def _stream(name: str, attack: Attack, seed: int, a: int) -> Generator:
-    """As in `compare`: one draw for all targets, unless the attack asks nothing that could differ."""
-    return stream(seed, name, a) if attack.access == "nothing" else stream(seed, name)
 
 
 def _scores(name: str, played: Sequence[Played]) -> Float64[Tensor, "t n"]:
