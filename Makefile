@@ -40,4 +40,4 @@ format: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv runs zoo notebooks/runs notebooks/zoo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build runs zoo notebooks/runs notebooks/zoo .pytest_cache .mypy_cache .ruff_cache

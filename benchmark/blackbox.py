@@ -40,8 +40,8 @@ RUNS = (
     Run("digits", 1, "standard"),
     Run("digits", 2, "standard"),
     Run("location30", search=500),
-    Run("colour_cnn", search=30),
-    Run("colour_resnet9", search=40),
+    Run("colour_cnn", search=16),
+    Run("colour_resnet9", search=20),
 )
 SHOWN = (
     *("random", "loss", "modified-entropy-per-class", "merlin", "shadow", "boundary", "quantile"),

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Float64
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingRegressor
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from torch import Generator, Tensor, nn
 
 from glasslab import nets

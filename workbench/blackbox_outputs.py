@@ -92,7 +92,9 @@ def _ml_leaks(
 
 def _ye_p(game: Game, generator: Generator) -> Float64[Tensor, "n"]:
     about_aux = signals.loss(log_p_aux(game), game.aux.y)
-    return reference.ye_p(target_loss(game)[0], about_aux) - reference.threshold_p(about_aux, ALPHA)
+    threshold = -reference.threshold_p(about_aux, ALPHA)
+    # in units of the threshold: a shift would round the smallest losses to ties
+    return reference.ye_p(target_loss(game)[0], about_aux) / threshold.clamp(min=1e-290)
 
 
 def _ye_s(game: Game, generator: Generator) -> Float64[Tensor, "n"]:
@@ -132,7 +134,7 @@ OUTPUTS: Mapping[str, Attack] = {
         holds="probabilities+aux",
         needs=Needs(aux=round(1 / ALPHA)),
         asks_aux=1,
-        decision=0.0,
+        decision=-1.0,
     ),
     "ye-s": _learn(_ye_s, paper=YE, decision=-ALPHA),
 }

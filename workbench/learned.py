@@ -106,7 +106,9 @@ def _offline_scale(seen: Told, held: Shadows, aux: Data, T: float) -> float:
 def _selected(held: Shadows, x: Float[Tensor, "n *d"], aux: Data) -> Bool[Tensor, "n"]:
     models = [held.models[i] for i in range(min(MODELS, len(held.models)))]
     own, other = (torch.cat([similarity.hidden(m, t) for m in models], 1) for t in (x, aux.x))
-    return similarity.select(own, other, n_target=round(float(held.member.sum(1).double().mean())))
+    few = similarity.select(own, other, n_target=round(float(held.member.sum(1).double().mean())))
+    warnings.warn(f"{int(few.sum())} of {len(few)} records are selected", Floored, stacklevel=2)
+    return few
 
 
 @kept

@@ -313,7 +313,7 @@ def test_a_class_without_losses_goes_by_those_of_all_and_is_counted():
 def test_too_few_models_out_are_refused_by_record():
     loss, y, S, member = world()
     member[:, 7] = True
-    with pytest.raises(ValueError, match=r"shadow_member must leave 1\+ models .* got 0 for record 7"):
+    with pytest.raises(ValueError, match=r"shadow_member must hold 1\+ models .* got 0 for record 7"):
         ye_r(loss, S, member)
     with pytest.raises(ValueError, match=r"1\+ models out .* got 0 for record 7"):
         ye_r(loss + 0.1, S + 0.1, member, smooth="gaussian")

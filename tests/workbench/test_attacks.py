@@ -5,14 +5,15 @@ import pytest
 import torch
 from worlds import ridge
 
-from blackbox import baseline
+from blackbox import baseline, merlin
 from blackbox.lira import lira, lira_offline
 from blackbox.shadow import shadow
 from glasslab import signals
 from glasslab.checks import Floored
+from glasslab.game import without
 from glasslab.oracle import forward
 from glasslab.split import stream
-from workbench import evidence
+from workbench import evidence, learned
 from workbench.attacks import ATTACKS, Attack, Needs, chosen, unmet
 from workbench.play import granted
 
@@ -142,3 +143,38 @@ def test_the_spread_is_settled_on_the_real_game(world):
     assert ATTACKS["lira-offline"].settle(world[0].shadows) == {"variance": "pooled"}
     torch.testing.assert_close(run("lira", game), run("lira-record", game))
     assert not torch.allclose(run("lira", world[0]), run("lira", world[0], variance="record"))
+
+
+def test_p_ranks_as_loss_and_keeps_its_promise(world):
+    """In units of its threshold: the ROC of loss to the last tie, and a decision that 1 % of aux meets."""
+    game, _ = world
+    score = run("ye-p", game)
+    assert torch.equal(score.argsort(stable=True), run("loss", game).argsort(stable=True))
+    about_aux = run("ye-p", replace(game, x=game.aux.x, y=game.aux.y))
+    flagged = (about_aux > ATTACKS["ye-p"].decision).double().mean()
+    assert 0 < flagged <= 0.01
+
+
+def test_how_many_records_gmia_selects_is_said(world):
+    game, _ = world
+    with pytest.warns(Floored, match="300 of 300 records are selected"):  # noise has no neighbours
+        assert torch.equal(run("gmia-selected", game), run("gmia", game))
+
+
+def test_rmia_without_shadows_to_tune_on_says_so(world):
+    game, _ = world
+    two = replace(game, shadows=without(game.shadows, range(2, 16)))
+    with pytest.warns(Floored, match="a = 0.3 is not tuned: 2 shadows, 4 needed"):
+        run("rmia-offline", two)
+
+
+def test_morgan_flags_what_its_thresholds_say(world):
+    """The score's decision is the paper's rule: loss within two thresholds, ratio at or above a third."""
+    game, _ = ridge(leaks=True, seed=0, n=300, peaked=True)
+    own = granted(game, ATTACKS["morgan"], 21)
+    flagged = ATTACKS["morgan"].run(own, stream(3), budget=21) > ATTACKS["morgan"].decision
+    again = granted(game, ATTACKS["morgan"], 21)
+    loss, ratio = merlin.neighbours(again.oracle, game.x, game.y, generator=stream(3), T=20)
+    low, high, least = merlin.morgan_thresholds(*learned.neighbours(again, stream(3).initial_seed(), 20))
+    assert torch.equal(flagged, (loss >= low) & (loss <= high) & (ratio >= least))
+    assert flagged.any()
