@@ -52,8 +52,9 @@ def compare(
     order, size = steps.ordered(zoo), SIZES[zoo.size]
     names = _split(attacks or size.attacks)
     queries = order.queries if attack.queries is None else attack.queries
-    steps.refuse_early(order, names, queries, attack.mask, attack.evaluate)
-    return steps.compared(steps.trained(order), names, attack, queries=queries, search=size.search)
+    search = size.search if attack.search is None else attack.search
+    steps.refuse_early(order, names, queries, search, attack.mask, attack.evaluate)
+    return steps.compared(steps.trained(order), names, attack, queries=queries, search=search)
 
 
 def train(zoo: OmitArgPrefixes[ZooOptions]) -> int:
@@ -83,12 +84,13 @@ def attack(
         data_root: Folder of data files.
         device: auto, cpu, cuda, cuda:1 or mps.
     """
-    from workbench import steps
+    from workbench import play, steps
 
     held = steps.opened(zoo, data_root, device)
     shadows = None if shadow_zoo is None else steps.opened(shadow_zoo, data_root, device)
     asked = _split(",".join(names))
-    return steps.compared(held, asked, attack, queries=attack.queries or 1, shadows=shadows)
+    search = play.SEARCH if attack.search is None else attack.search
+    return steps.compared(held, asked, attack, queries=attack.queries or 1, search=search, shadows=shadows)
 
 
 def experiment(

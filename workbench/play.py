@@ -49,6 +49,12 @@ def granted(game: Game, attack: Attack, search: int = SEARCH) -> Game:
     return replace(game, oracle=oracle, model=model, shadows=held)
 
 
+def check_search(search: int) -> None:
+    """Raises ValueError for too few queries a candidate to ask around it."""
+    if search < 2:
+        raise ValueError(f"search must be 2 or more queries a record, got {search}")
+
+
 def price(attack: Attack, game: Game, search: int) -> int:
     """Queries in all, at most."""
     if attack.access in ("nothing", "weights"):

@@ -21,7 +21,7 @@ from workbench.attack import Attack
 from workbench.attacks import chosen
 from workbench.curves import curves, joined, risks
 from workbench.evidence import one_thread
-from workbench.play import SEARCH, Played, drawn, floored, play
+from workbench.play import SEARCH, Played, check_search, drawn, floored, play
 from workbench.rivals import differences
 from workbench.rows import Row, Runs, rows, summary
 
@@ -53,9 +53,10 @@ def compare(
     also when Ctrl-C stops it; `command` stands in its manifest.
 
     An attack that raises gives rows with an `error`; so does, in a set, one that lacks something. Raises
-    ValueError for an unknown attack, and for one asked for by name that lacks something.
+    ValueError for an unknown attack, for one asked for by name that lacks something, and for search below 2.
     """
     start, table = perf_counter(), chosen(attacks)
+    check_search(search)
     ring = arena(zoo, shadows=shadows, queries=queries, mask=mask, evaluate=evaluate)
     lacks = able(table, ring.held, strict=attacks not in LENIENT)
     manifest = results.provenance(seed=seed, device=zoo.device, command=command) | _about(zoo, ring, shadows)

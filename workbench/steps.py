@@ -29,7 +29,7 @@ from workbench.attack import unmet
 from workbench.attacks import chosen
 from workbench.forecast import forecast
 from workbench.options import AttackOptions, Evaluate, ZooOptions
-from workbench.play import SEARCH
+from workbench.play import SEARCH, check_search
 from workbench.recipes import SIZES, changed, named
 from workbench.run import LENIENT, NOT_RUN, compare
 from workbench.table import table
@@ -73,12 +73,18 @@ def ordered(options: ZooOptions) -> Order:
 
 
 def refuse_early(
-    order: Order, attacks: str | Sequence[str], queries: int, mask: Sequence[str], evaluate: Evaluate
+    order: Order,
+    attacks: str | Sequence[str],
+    queries: int,
+    search: int,
+    mask: Sequence[str],
+    evaluate: Evaluate,
 ) -> None:
-    """Raises ValueError, before anything is trained, for a wrong mask, and for an attack asked by name that
-    could not run.
+    """Raises ValueError, before anything is trained, for a wrong mask or search, and for an attack asked by
+    name that could not run.
     """
     masks_of(mask)
+    check_search(search)
     if queries > 1:
         grid(order.data.x[:1], queries)
     aux = round(0.2 * len(order.data))
@@ -117,7 +123,6 @@ def compared(
 
     1 where an attack raised, else 0.
     """
-    search = options.search or search
     announce(zoo, attacks, queries, search, options.evaluate)
     net = str(zoo.recipe.key()["net"]).rsplit(".", 1)[-1]
     data = zoo.data.name.split(":")[0]

@@ -65,6 +65,8 @@ def wrong(request, capsys, monkeypatch):
         ("compare --data breast_cancer --queries 2", "queries must be 1 for tables"),
         ("compare --shadows 2 --attacks lira", "attack lira needs 2+ shadow models in each record, got 1"),
         ("compare --shadows 4 --attacks lira --evaluate leave-one-out", "attack lira needs 2+"),
+        ("compare --search 1", "search must be 2 or more queries a record, got 1"),
+        ("compare --data breast_cancer --attacks augmentation", "augmentation needs images, got a table"),
         ("compare --size paper", "size paper is written for cifar10"),
         ("compare --device abacus", "got 'abacus'"),
         ("attack --zoo nowhere", "manifest.json"),
