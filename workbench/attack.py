@@ -45,8 +45,8 @@ class Attack:
 
     `asks` is how often it asks the target about a candidate, times the game's queries if it `repeats`; None
     for one that searches: its run takes `budget`, the most that it may ask. `asks_aux`: the same of aux.
-    `costly`: it searches around each record or trains for each target anew, so "standard" leaves it out,
-    and no mock target plays.
+    `costly`: it asks around each record, trains for each target anew, or asks the shadows for features, so
+    "standard" leaves it out, and no mock target plays.
     """
 
     run: Callable[..., Float[Tensor, "n"]]

@@ -137,7 +137,11 @@ REFERENCE: Mapping[str, Attack] = {
     "similarity": _one(_similarity, paper=DIRECT, needs=IN_AND_OUT, decision=0.0),
     "gmia": _one(_gmia, paper=GENERALISED, needs=OUT, decision=-ALPHA),
     "gmia-selected": _one(
-        partial(_gmia, select=True), paper=GENERALISED, needs=replace(OUT, aux=1), decision=-ALPHA
+        partial(_gmia, select=True),
+        paper=GENERALISED,
+        needs=replace(OUT, aux=1),
+        decision=-ALPHA,
+        costly=True,
     ),
     "sablayrolles": _row(_sablayrolles, paper=SABLAYROLLES, needs=IN_AND_OUT),
     "sablayrolles-phi": _row(partial(_sablayrolles, signal="phi"), paper=SABLAYROLLES, needs=IN_AND_OUT),

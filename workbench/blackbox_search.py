@@ -169,6 +169,7 @@ SEARCH: Mapping[str, Attack] = {
         needs=Needs(n_out=1, images=True),
         holds="labels+shadows",
         asks=5,
+        costly=True,
         decision=0.5,
     ),
     "augmentation-rotations": _labels(
@@ -188,5 +189,6 @@ SEARCH: Mapping[str, Attack] = {
         Needs(images=True),
         "labels",
         asks=5,
+        costly=True,
     ),
 }
