@@ -7,6 +7,7 @@ one model on two busy cores.
 
 from collections.abc import Callable, Sequence
 from multiprocessing.pool import ThreadPool
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -15,10 +16,11 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def side_by_side(run: Callable[[A], B], jobs: Sequence[A], *, threads: int = 1) -> list[B]:
+def side_by_side(run: Callable[[A], B], jobs: Sequence[A], stop: Event, *, threads: int = 1) -> list[B]:
     """`run` of each job, as many at a time as torch's threads allow when each takes `threads` of them.
 
-    The number of torch's threads is put back. Ctrl-C leaves running jobs to end by themselves.
+    The number of torch's threads is put back. After Ctrl-C, or where a job raises, `stop` is set, by which
+    the others are to end soon, and they are waited for: a thread in torch as Python ends aborts the process.
     """
     every = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -26,6 +28,12 @@ def side_by_side(run: Callable[[A], B], jobs: Sequence[A], *, threads: int = 1) 
         if len(jobs) == 1:
             return [run(jobs[0])]
         with ThreadPool(max(1, min(len(jobs), every // threads)), torch.set_num_threads, (threads,)) as pool:
-            return pool.map(run, jobs, chunksize=1)
+            try:
+                return pool.map(run, jobs, chunksize=1)
+            except BaseException:
+                stop.set()
+                pool.close()
+                pool.join()
+                raise
     finally:
         torch.set_num_threads(every)

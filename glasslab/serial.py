@@ -34,7 +34,7 @@ def train(job: Job) -> dict[str, Tensor]:
         if draws(models[0]) or job.device.type != "cpu":
             states = [alone(i) for i in rows]
         else:
-            states = side_by_side(run, rows, threads=max(1, torch.get_num_threads() // CHUNK))
+            states = side_by_side(run, rows, stop, threads=max(1, torch.get_num_threads() // CHUNK))
     finally:
         stop.set()  # after Ctrl-C the other models end with their step
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}

@@ -87,7 +87,7 @@ def train(job: Job) -> dict[str, Tensor]:
         return _learn(job, stack, rows, stop)
 
     try:
-        parts = [_seeded(run, s, job) for s in slices] if chancy else side_by_side(run, slices)
+        parts = [_seeded(run, s, job) for s in slices] if chancy else side_by_side(run, slices, stop)
     finally:
         stop.set()  # after Ctrl-C the slices end with their epoch
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
