@@ -5,7 +5,7 @@ Rows (targets) and columns (records) of [t, n] are drawn independently and their
 pigeonhole bootstrap, Owen 2007, arXiv:0712.1111): it counts both as random, and errs on the wide side.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -74,16 +74,32 @@ def paired(
 ) -> dict[str, Difference]:
     """Is A better than B? Both see the draws of `bootstrap`; balanced accuracy keeps each one's threshold.
 
-    More than one comparison: correct their p by `intervals.holm`.
+    More than one comparison: `against`, and correct their p by `intervals.holm`.
     """
-    drawn_a, drawn_b = _bootstrap([a, b], member, generator, rates, over, draws)
-    value_a, value_b = _values(a, member, rates), _values(b, member, rates)
-    n_neg = int((~member).sum())
+    return against(b, [a], member, generator, rates=rates, over=over, draws=draws)[0]
+
+
+def against(
+    rival: Float[Tensor, "*t n"],
+    attacks: Sequence[Float[Tensor, "*t n"]],
+    member: Bool[Tensor, "*t n"],
+    generator: Generator,
+    *,
+    rates: Mapping[str, float] = RATES,
+    over: Over | None = None,
+    draws: int = DRAWS,
+) -> list[dict[str, Difference]]:
+    """`paired` of each attack with one rival: drawn once for all of them."""
+    drawn, *others = _bootstrap([rival, *attacks], member, generator, rates, over, draws)
+    value, n_neg = _values(rival, member, rates), int((~member).sum())
     flags = {f"tpr_at_{name}": flag(n_neg, fpr) for name, fpr in rates.items()}
-    return {
-        name: _difference(value_a[name] - value_b[name], drawn_a[name] - drawn_b[name], flags.get(name))
-        for name in value_a
-    }
+    return [
+        {
+            name: _difference(its[name] - value[name], other[name] - drawn[name], flags.get(name))
+            for name in value
+        }
+        for other, its in zip(others, (_values(attack, member, rates) for attack in attacks), strict=True)
+    ]
 
 
 def _under_a_maximum(value: float, drawn: Mapping[str, Tensor]) -> Interval | None:

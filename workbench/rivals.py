@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from glasslab.bootstrap import paired
+from glasslab.bootstrap import against
 from glasslab.intervals import holm
 from glasslab.metrics import RATES as ALL
 from glasslab.split import stream
@@ -21,10 +21,8 @@ def differences(runs: Sequence[Runs]) -> dict[str, Row]:
     """
     found: dict[str, Row] = {run.name: {} for run in runs}
     for rival, others in _pairs([run for run in runs if not run.error]):
-        met = [
-            paired(run.score, rival.score, run.arena.truth, stream(run.seed, "rivals"), rates=RATES)
-            for run in others
-        ]
+        truth, draws = rival.arena.truth, stream(rival.seed, "rivals")
+        met = against(rival.score, [run.score for run in others], truth, draws, rates=RATES)
         for measure in MEASURES:
             column = f"{measure}_minus_{rival.name}"
             p = [pair[measure].p or 1.0 for pair in met]  # undefined: no evidence
