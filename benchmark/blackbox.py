@@ -27,7 +27,8 @@ class Run:
 
     zoo: str
     seed: int = 0
-    attacks: str = "all"
+    attacks: str | tuple[str, ...] = "all"
+    script: str = "blackbox"
     search: int = 2500
 
     @property
@@ -75,7 +76,7 @@ def main(only: tuple[str, ...] = (), folder: Path = Path("runs/blackbox")) -> No
     rows, figures = [], dict[str, float]()
     for run in (run for run in RUNS if (folder / run.name / "results.json").exists()):
         held = read(folder / run.name)
-        rows += [_row(run, summary, held.manifest) for summary in held.summary]
+        rows += [row(run, summary, held.manifest) for summary in held.summary]
         lira = next(row for row in held.summary if row["attack"] == "lira")
         for rate in RATES[:2]:
             low = lira[f"tpr_at_{rate}_minus_loss_low"]
@@ -89,7 +90,7 @@ def played(run: Run, folder: Path) -> None:
         start = time.perf_counter()
         zoo = ZOOS[run.zoo].zoo(run.seed)
         print(f"{run.name}: zoo after {time.perf_counter() - start:.0f} s", flush=True)
-        command = f"python -m benchmark.blackbox --only {run.zoo}"
+        command = f"python -m benchmark.{run.script} --only {run.zoo}"
         compare(zoo, run.attacks, search=run.search, seed=run.seed, out=folder, command=command)
     held = read(folder)
     print(f"{run.name}: attacks took {held.manifest['seconds']:.0f} s")
@@ -98,7 +99,7 @@ def played(run: Run, folder: Path) -> None:
         print(f"  {row['attack']:28} {numbers} {row['error'] or ''}")
 
 
-def _row(run: Run, summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def row(run: Run, summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
     about = {
         "data": run.zoo,
         "net": ZOOS[run.zoo].net,

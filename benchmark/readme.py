@@ -84,11 +84,16 @@ def needs() -> str:
 
 def _page(name: str) -> str:
     """The page that names this row of `glasslab compare`."""
-    for path in sorted(set(INDEX.parent.glob("*.md")) - {INDEX}):
+    pages = sorted(set(INDEX.parent.glob("*.md")) - {INDEX}, key=lambda p: (p.stem != _file(name), p.stem))
+    for path in pages:
         told = [part for part in path.read_text(encoding="utf-8").split("\n\n") if "glasslab compare" in part]
         if any(f"`{name}`" in part for part in told):
             return path.stem
     raise ValueError(f"docs/attacks must have a page that names the row {name}, got none")
+
+
+def _file(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _least(row: Attack) -> str:

@@ -40,6 +40,11 @@ ZOOS: Mapping[str, Fixed] = {
     "digits": Fixed(lambda: load("digits"), "mlp"),
     "location30": Fixed(lambda: load("location30"), "mlp"),
     "fashion_mnist": Fixed(lambda: load("fashion_mnist"), "cnn", records=10_000),
+    "digits_decay": Fixed(lambda: load("digits"), "mlp", changes="weight_decay=0.003"),
+    "digits_dropout": Fixed(lambda: load("digits"), "mlp", changes="dropout=0.5"),
+    "location30_decay": Fixed(lambda: load("location30"), "mlp", changes="weight_decay=0.003"),
+    "location30_dropout": Fixed(lambda: load("location30"), "mlp", changes="dropout=0.5"),
+    "fashion_cnn": Fixed(lambda: load("fashion_mnist"), "cnn", records=4000, shadows=32, changes="epochs=20"),
     "colour_cnn": Fixed(colour, "cnn", shadows=32, targets=4, changes="epochs=15"),
     "colour_resnet9": Fixed(
         colour, "resnet9", records=4000, shadows=32, targets=4, changes="epochs=15,width=16"

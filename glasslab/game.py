@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +37,11 @@ class Shadows:
 
 @dataclass(frozen=True, eq=False)
 class Game:
-    """`model` is None unless the attacker holds the weights; the last four unless its access grants them."""
+    """`model` is None unless the attacker holds the weights; the last four unless its access grants them.
+
+    `known` are true members that the attacker was told of: the one place where the truth is handed out.
+    `steps()` gives the updates of a training run, as whoever recorded them made them.
+    """
 
     oracle: Oracle
     model: nn.Module | None
@@ -50,7 +54,7 @@ class Game:
     init: nn.Module | None = None
     checkpoints: Sequence[nn.Module] | None = None
     known: Bool[Tensor, "n"] | None = None
-    steps: int | None = None
+    steps: Callable[[], Sequence[Any]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +84,17 @@ def game(
     mask: Sequence[Mask] = (),
     budget: int | None = None,
     weights: bool = False,
+    known: bool = False,
     queries: int = 1,
 ) -> Game:
     """Target `a` against an attacker that holds the shadows of this zoo, or of another one.
 
     All targets share one `Shadows` object, so that what is fitted to it is fitted once. `weights` grants the
-    model itself. Raises ValueError where there is no such target, and for shadows of other records' shape.
+    model itself, `known` its members. Raises ValueError where there is no such target, and for shadows of other records' shape.
     """
     held = _shadows(zoo, zoo if shadows is None else shadows, tuple(mask), queries)
-    return _game(zoo, zoo.target(a), answered(zoo, "target", a), held, reveals, mask, budget, weights)
+    told = zoo.target_member[a] if known else None
+    return _game(zoo, zoo.target(a), answered(zoo, "target", a), held, reveals, mask, budget, weights, told)
 
 
 def mock_game(
@@ -100,6 +106,7 @@ def mock_game(
     mask: Sequence[Mask] = (),
     budget: int | None = None,
     weights: bool = False,
+    known: bool = False,
     queries: int = 1,
 ) -> Game:
     """Shadow `j` plays the target; its truth is `zoo.shadow_member[j]`. The attacker holds m - 2 others.
@@ -112,7 +119,8 @@ def mock_game(
     held = _shadows(zoo, zoo if shadows is None else shadows, tuple(mask), queries)
     if j < len(held.inside) and torch.equal(held.inside[j], zoo.shadow_member[j]):
         held = without(held, (j, j ^ 1))
-    return _game(zoo, target, answered(zoo, "shadow", j), held, reveals, mask, budget, weights)
+    told = zoo.shadow_member[j] if known else None
+    return _game(zoo, target, answered(zoo, "shadow", j), held, reveals, mask, budget, weights, told)
 
 
 def answered(zoo: Zoo, kind: Kind, i: int) -> list[Answered]:
@@ -129,10 +137,12 @@ def _game(
     mask: Sequence[Mask],
     budget: int | None,
     weights: bool,
+    known: Bool[Tensor, "n"] | None,
 ) -> Game:
     oracle = Oracle(target, reveals=reveals, mask=mask, budget=budget, answered=answers)
     model = target if weights else None
-    return Game(oracle, model, zoo.pool.x, zoo.pool.y, zoo.data.classes, zoo.recipe, shadows, zoo.aux)
+    pool, aux, classes = zoo.pool, zoo.aux, zoo.data.classes
+    return Game(oracle, model, pool.x, pool.y, classes, zoo.recipe, shadows, aux, known=known)
 
 
 def _shadows(zoo: Zoo, source: Zoo, mask: tuple[Mask, ...], queries: int) -> Shadows:

@@ -33,7 +33,18 @@ def test_the_code_runs(name, tmp_path, monkeypatch, capsys):
     )
 
 
+PARTS = {  # what pages of attacks tell along with these
+    *("fitting", "hooks", "rules", "layers", "functional", "last_layer", "krylov", "sif", "calibration"),
+    *("own_shadows", "pairs", "meta_features", "meta_classifier", "nasr_net", "realigned_net"),
+    *("symmetry", "tracing", "streams"),
+}
+
+
 def test_every_page_of_attacks_has_its_file():
     pages = {path.stem for path in (ROOT / "docs" / "attacks").glob("*.md")} - {"README"}
-    files = {path.stem for path in (ROOT / "blackbox").glob("*.py")} - {"__init__", "mlps"}
-    assert pages == files
+    asked, held = (
+        {path.stem for path in (ROOT / family).glob("*.py")} - {"__init__"}
+        for family in ("blackbox", "whitebox")
+    )
+    held = {"wb_boundary" if stem == "boundary" else stem for stem in held - PARTS}
+    assert pages == (asked - {"mlps"}) | held

@@ -12,6 +12,7 @@ from glasslab.metrics import auc, tpr_at_fpr, tpr_null
 from glasslab.null_law import auc_se
 from glasslab.oracle import BudgetExceeded, answer, log_answer
 from glasslab.split import stream
+from workbench.attack import HOLDS, KNOWN
 from workbench.attacks import ATTACKS
 from workbench.play import granted
 
@@ -72,7 +73,7 @@ def test_the_order_of_records_does_not_matter(attack):
     held = game.shadows
     member = held.member[:, p]
     shadows = replace(held, records=held.records[p], member=member, inside=member, z=held.z[:, p])
-    moved = replace(game, x=shadows.records.x, y=shadows.records.y, shadows=shadows)
+    moved = replace(game, x=shadows.records.x, y=shadows.records.y, shadows=shadows, known=game.known[p])
     before, after = run(attack, game), run(attack, moved)
     if attack.random:
         assert abs(auc(before, truth) - auc(after, truth[p])) < 0.1
@@ -138,7 +139,9 @@ def test_two_targets_in_one_process(attack):
         ridge(kind(attack), leaks=True, seed=5),
         ridge(kind(attack), leaks=True, seed=6),
     )
-    beside = replace(a, oracle=b.oracle, model=b.model)  # another target, the same shadows
+    beside = replace(
+        a, oracle=b.oracle, model=b.model, known=b.known, steps=b.steps
+    )  # another target, the same shadows
     together = [run(attack, game) for game in (a, beside, b, a)]
     alone = [run(attack, replace(game, shadows=replace(game.shadows))) for game in (a, beside, b, a)]
     for one, other in zip(together, alone, strict=True):
@@ -155,8 +158,21 @@ def test_a_masked_interface_gives_finite_scores(attack, mask):
     assert run(attack, masked).isfinite().all()
 
 
+@pytest.mark.parametrize("name", [name for name, row in ATTACKS.items() if row.holds in KNOWN])
+def test_what_is_known_of_a_record_does_not_touch_its_score(name):
+    attack = ATTACKS[name]
+    game, _ = ridge(kind(attack), leaks=True, seed=8)
+    before = run(attack, game)
+    for i in (0, 7, 399):
+        known = game.known.clone()
+        known[i] = ~known[i]
+        after = run(attack, replace(game, known=known))
+        torch.testing.assert_close(after[i], before[i], rtol=1e-9, atol=1e-9)
+        assert not torch.equal(after, before)
+
+
 @every
 def test_says_where_it_belongs(attack):
     assert attack.paper.startswith("arXiv:") or attack.control
-    assert attack.holds
+    assert attack.holds in HOLDS
     assert not (attack.control and attack.default)

@@ -3,10 +3,13 @@
 Each check at level 0.001 / number of checks: the file fails by luck less than once in 1,000 seeds.
 """
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
-from worlds import null, ridge
+from worlds import null, ridge, updates
 
 from glasslab.data import Data
 from glasslab.game import Game, Shadows
@@ -82,11 +85,22 @@ def models_of_other_records(images):
         yield ridge(leaks=False, seed=seed + 100, images=images)
 
 
+def told(game, truth, seed):
+    """With all that an access may grant: who is a member; updates that know of other records only."""
+    rows = target_rows(1, len(game.y), seed + 2000)[0]
+    other = torch.randn(game.x[rows].shape, generator=stream(seed, "other"))
+    steps = partial(updates, Data(other, game.y[rows], game.classes, "other"), seed)
+    return replace(game, known=truth, steps=steps), truth
+
+
 @pytest.fixture(
     scope="module", params=[signals_that_know_nothing, truth_of_another_target, models_of_other_records]
 )
 def worlds(request):
-    return {images: list(request.param(images)) for images in (False, True)}
+    return {
+        images: [told(game, truth, seed) for seed, (game, truth) in enumerate(request.param(images))]
+        for images in (False, True)
+    }
 
 
 @every
@@ -117,6 +131,7 @@ def test_a_shadow_left_out_is_not_told_by_counts(attack, m):
     mixed = torch.rand(held.shape, generator=stream(m, "mixed")).argsort(0)
     held, inside = held.gather(0, mixed), inside.gather(0, mixed)
     game = tabled(S[0], held, inside, seed=m, images=attack.needs.images)
+    game, _ = told(game, member[0], seed=m)
     if m // 2 - 1 < max(attack.needs.n_in, attack.needs.n_out):
         assert m == 4
         with pytest.raises(ValueError, match="member must hold"):

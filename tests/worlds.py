@@ -1,5 +1,7 @@
 """Worlds with a known answer. Every attack can be asked: do you find what is there, and only that?"""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
@@ -9,6 +11,7 @@ from glasslab.game import Game, Shadows
 from glasslab.oracle import Oracle
 from glasslab.recipe import Recipe
 from glasslab.split import shadow_rows, stream, target_rows
+from whitebox.glir import Step, record_steps
 
 
 def gaussian(
@@ -44,6 +47,7 @@ def ridge(
     m: int = 16,
     images: bool = False,
     peaked: bool = False,
+    hidden: int = 0,
 ) -> tuple[Game, Tensor]:
     """A game with real models and its truth: ridge classifiers on noise with coin-flip labels.
 
@@ -51,7 +55,8 @@ def ridge(
     learned as many fresh records, so that no score can tell its candidates apart. With more columns than
     records in training even the label-free entropy tells; with d = 40 it is upside down, and the loss weak.
     `images` gives the records the shape [3, 5, d / 15]. `peaked` models are linear in a narrow kernel around
-    their training records, at which the loss then has minima; it has none in a linear model.
+    their training records, at which the loss then has minima; it has none in a linear model. `hidden` random
+    units come before the linear layer, other ones in each model.
     """
     g, shape = stream(seed, "ridge"), (3, 5, d // 15) if images else (d,)
     pool, aux, fresh = (
@@ -59,13 +64,26 @@ def ridge(
         for name in ("pool", "aux", "fresh")
     )
     member, truth = shadow_rows(m, n, seed), target_rows(1, n, seed)[0]
-    fitted = Peaked if peaked else _fitted
+    fitted = Peaked if peaked else partial(_fitted, generator=g, hidden=hidden)
     models = [fitted(pool[row]) for row in member]
     target = fitted((pool if leaks else fresh)[truth])
     with torch.no_grad():
         z, z_aux = (torch.stack([model(data.x) for model in models]) for data in (pool, aux))
     shadows = Shadows(models, pool, member, member, z[:, :, None], z_aux)
-    return Game(Oracle(target), target, pool.x, pool.y, c, Recipe(), shadows, aux), truth
+    recipe = Recipe(net="mlp" if hidden else "softmax", hidden=(hidden,) if hidden else (), epochs=10)
+    steps = partial(updates, (pool if leaks else fresh)[truth], seed)
+    play = Game(Oracle(target), target, pool.x, pool.y, c, recipe, shadows, aux, known=truth, steps=steps)
+    return play, truth
+
+
+def updates(data: Data, seed: int) -> list[Step]:
+    """Three steps of softmax regression from zero, each on a half of the records."""
+    linear = nn.Linear(data.x[0].numel(), data.classes)
+    for w in linear.parameters():
+        nn.init.zeros_(w)
+    flat = Data(data.x.flatten(1), data.y, data.classes, data.name)
+    model = nn.Sequential(nn.Flatten(), linear).eval()
+    return record_steps(model, flat, lr=0.1, batch=len(data) // 2, steps=3, generator=stream(seed, "steps"))
 
 
 class Peaked(nn.Module):
@@ -82,11 +100,18 @@ class Peaked(nn.Module):
         return self.last((-torch.cdist(x.flatten(1), self.centre).square()).exp())
 
 
-def _fitted(data: Data) -> nn.Module:
+def _fitted(data: Data, generator: torch.Generator, hidden: int) -> nn.Module:
     """A linear classifier by ridge regression on the one-hot labels, made confident by a factor 4."""
-    x = data.x.flatten(1)
+    x, below = data.x.flatten(1), list[nn.Module]()
+    if hidden:
+        first = nn.Linear(x.shape[1], hidden)
+        first.weight.data = torch.randn(hidden, x.shape[1], generator=generator) / x.shape[1] ** 0.5
+        first.bias.data = torch.randn(hidden, generator=generator)
+        below = [first, nn.ReLU()]
+        x = nn.Sequential(*below)(x).detach()
     d = x.shape[1]
     linear = nn.Linear(d, data.classes, bias=False)
     w = torch.linalg.solve(x.T @ x + torch.eye(d), x.T @ one_hot(data.y, data.classes).float())
     linear.weight.data = 4 * w.T
-    return (linear if data.x.ndim == 2 else nn.Sequential(nn.Flatten(), linear)).eval()
+    flat = [nn.Flatten()] if data.x.ndim > 2 else []
+    return (nn.Sequential(*flat, *below, linear) if flat or below else linear).eval()

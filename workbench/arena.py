@@ -14,6 +14,7 @@ from glasslab.masks import Mask
 from glasslab.zoo import Zoo
 from workbench.attack import Attack, Needs, unmet
 from workbench.mock import folds, mock_games
+from workbench.recorded import watched
 
 Evaluate = Literal["targets", "leave-one-out"]
 
@@ -45,8 +46,10 @@ def arena(zoo: Zoo, *, shadows: Zoo | None, queries: int, mask: Sequence[Mask], 
 
     def play(a: int) -> Game:
         if left_out:
-            return mock_game(zoo, a, mask=mask, weights=True, queries=queries)
-        return game(zoo, a, shadows=shadows, mask=mask, weights=True, queries=queries)
+            one = mock_game(zoo, a, mask=mask, weights=True, known=True, queries=queries)
+        else:
+            one = game(zoo, a, shadows=shadows, mask=mask, weights=True, known=True, queries=queries)
+        return watched(one, zoo, of, a)
 
     mine = not left_out and source is zoo
     mocks = [j for fold in folds(len(zoo.shadow_member)) for j in fold] if mine else []

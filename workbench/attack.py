@@ -12,6 +12,13 @@ from glasslab.game import Shadows
 Family = Literal["blackbox", "whitebox", "inversion", "synthesis"]
 Access = Literal["nothing", "labels", "probabilities", "weights"]
 Settings = Mapping[str, Any]
+HOLDS = (
+    *("nothing", "labels", "labels+aux", "labels+shadows"),
+    *("probabilities", "probabilities+aux", "probabilities+shadows"),
+    *("weights", "weights+shadows", "weights+known members", "weights+shadows+init"),
+    *("weights+candidates", "weights+shadows+candidates", "informed", "steps"),
+)  # what an attacker may hold, in the order of tables; only numbers under one label are ranked
+KNOWN = ("weights+known members", "informed")  # are told true members of the target
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,11 @@ def nothing(shadows: Shadows) -> Settings:
 class Attack:
     """A row: what to run on a game, where it belongs, what it must be given, who invented it.
 
-    `run(game, generator)` may take settings by keyword. `holds` is the label under which its numbers may be
-    ranked. Above `decision` the attack itself says member. `control` rows must find nothing; `random` ones
-    depend on a draw, or on which shadow comes first. `quick`: settings for small worlds, under 0.2 s.
-    `settle`: settings that follow from how much is held; a mock target, which has fewer shadows, takes them
-    from the real game.
+    `run(game, generator)` may take settings by keyword. `holds`, of HOLDS, is the label under which its
+    numbers may be ranked, and grants what a game has beyond the model. Above `decision` the attack itself
+    says member. `control` rows must find nothing; `random` ones depend on a draw, or on which shadow comes
+    first. `quick`: settings for small worlds, under 0.2 s. `settle`: settings that follow from how much is
+    held; a mock target, which has fewer shadows, takes them from the real game.
 
     `asks` is how often it asks the target about a candidate, times the game's queries if it `repeats`; None
     for one that searches: its run takes `budget`, the most that it may ask. `asks_aux`: the same of aux.

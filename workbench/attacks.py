@@ -7,10 +7,12 @@ from workbench.attack import Attack, Needs, asked, unmet
 from workbench.blackbox_outputs import OUTPUTS
 from workbench.blackbox_reference import REFERENCE
 from workbench.blackbox_search import SEARCH
+from workbench.whitebox_learned import LEARNED
+from workbench.whitebox_weights import WEIGHTS
 
 __all__ = ["ATTACKS", "Attack", "Needs", "asked", "chosen", "unmet"]
 
-ATTACKS: Mapping[str, Attack] = {**OUTPUTS, **REFERENCE, **SEARCH}
+ATTACKS: Mapping[str, Attack] = {**OUTPUTS, **REFERENCE, **SEARCH, **WEIGHTS, **LEARNED}
 SETS = ("default", "standard", "all")
 
 

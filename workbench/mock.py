@@ -32,7 +32,8 @@ def mock_games(zoo: Zoo, game: Game) -> Iterator[tuple[int, Game]]:
             model = zoo.shadow(j)
             own = model if game.model is not None else None
             oracle = replace(game.oracle, model=model, answered=answered(zoo, "shadow", j))
-            yield j, replace(game, oracle=oracle, model=own, shadows=held)
+            known = zoo.shadow_member[j] if game.known is not None else None
+            yield j, replace(game, oracle=oracle, model=own, shadows=held, known=known, steps=None)
 
 
 def _without(held: Shadows, fold: range) -> Shadows:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from glasslab.checks import Floored
 from glasslab.game import Game, Reveals, without
 from glasslab.split import stream
-from workbench.attack import Attack, Needs, asked
+from workbench.attack import KNOWN, Attack, Needs, asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,17 +36,38 @@ def granted(game: Game, attack: Attack, search: int = SEARCH) -> Game:
     """The game with a fresh oracle that reveals what the attack may see, and nothing else.
 
     It answers as often as the row says that the attack asks; without a need for shadows there are none.
-    Raises ValueError where it needs the weights and the game has none.
+    Raises ValueError where its label grants what the game has not.
     """
-    if attack.access == "weights" and game.model is None:
-        raise ValueError("game must hold the model for an attack that needs the weights, got None")
+    grants = _grants(attack)
+    for name in grants:
+        if getattr(game, name) is None:
+            raise ValueError(f"game must hold the {name} for an attack that holds {attack.holds}, got None")
     reveals: Reveals = "labels" if attack.access == "labels" else "probabilities"
     most = price(attack, game, search)
     budget = most if game.oracle.budget is None else min(most, game.oracle.budget)
     oracle = replace(game.oracle, reveals=reveals, budget=budget)
     held = game.shadows if attack.needs.n_in + attack.needs.n_out else without(game.shadows)
-    model = game.model if attack.access == "weights" else None
-    return replace(game, oracle=oracle, model=model, shadows=held)
+    return replace(
+        game,
+        oracle=oracle,
+        shadows=held,
+        model=game.model if "model" in grants else None,
+        known=game.known if "known" in grants else None,
+        steps=game.steps if "steps" in grants else None,
+        init=game.init if "init" in grants else None,
+        checkpoints=None,
+    )
+
+
+def _grants(attack: Attack) -> list[str]:
+    """What its label grants, of what a game holds beyond an oracle, shadows and aux."""
+    grants = {
+        "model": attack.access == "weights",
+        "known": attack.holds in KNOWN,
+        "steps": attack.holds == "steps",
+        "init": attack.holds.endswith("+init"),
+    }
+    return [name for name, granted_ in grants.items() if granted_]
 
 
 def check_search(search: int) -> None:

@@ -9,15 +9,16 @@ from glasslab.split import stream
 from workbench.rows import Row, Runs
 
 RATES = {name: ALL[name] for name in ("1pct", "0.1pct")}
+OVER_LIRA = ("probabilities+shadows", "weights+shadows")
 MEASURES = ("auc", *(f"tpr_at_{name}" for name in RATES))
 
 
 def differences(runs: Sequence[Runs]) -> dict[str, Row]:
     """For each attack `MEASURE_minus_RIVAL`, its 95 % interval, and p.
 
-    The rival of all is loss; of those that hold the same as lira, lira too. p is two-sided, corrected by Holm
-    for the number of attacks that meet the same rival in the same measure. An attack that failed on some
-    target has no differences.
+    The rival of all is loss; of those that hold shadows and see as much as lira, lira too. p is two-sided,
+    corrected by Holm for the number of attacks that meet the same rival in the same measure. An attack that
+    failed on some target has no differences.
     """
     found: dict[str, Row] = {run.name: {} for run in runs}
     for rival, others in _pairs([run for run in runs if not run.error]):
@@ -38,5 +39,5 @@ def _pairs(runs: Sequence[Runs]) -> Iterator[tuple[Runs, list[Runs]]]:
         if rival.name == "loss":
             yield rival, [run for run in runs if run is not rival]
         if rival.name == "lira":
-            alike = [run for run in runs if run.attack.holds == rival.attack.holds]
+            alike = [run for run in runs if run.attack.holds.startswith(OVER_LIRA)]
             yield rival, [run for run in alike if run is not rival]

@@ -7,6 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from workbench.attack import HOLDS
+
 Row = Mapping[str, Any]
 
 RATES = {"1pct": "1 %", "0.1pct": "0.1 %", "0.001pct": "0.001 %"}
@@ -16,15 +18,22 @@ LEGEND = "° no false positive is allowed: TPR at FPR 0   * fewer than 10: inter
 
 
 def table(summary: Sequence[Row], manifest: Row) -> Table:
-    """Best TPR at 0.1 % first, chance below, errors last; second lines hold 95 % intervals."""
+    """Grouped by what the attacker holds, best TPR at 0.1 % first; then chance, then errors.
+
+    Second lines hold 95 % intervals.
+    """
     drawn = Table(box=box.SIMPLE_HEAD, padding=0, caption_justify="left", caption_style="")
     drawn.add_column("attack\n[dim]family, access[/]", overflow="fold", max_width=27)
     rates = [f"TPR % at\n{rate} FPR" for rate in RATES.values()]
     for head in ("AUC\n ", "bal. acc.\n[dim]transf.[/]", *rates, "queries\n[dim]models[/]", "seconds\n "):
         drawn.add_column(head, justify="right", no_wrap=True)
     sound = [row for row in summary if row["error"] is None]
-    for row in sorted(sound, key=lambda row: (row["tpr_at_0.1pct"], row["auc"]), reverse=True):
-        drawn.add_row(*_cells(row))
+    for holds in sorted({row["holds"] for row in sound}, key=HOLDS.index):
+        drawn.add_row(Text(holds, "bold"))
+        group = [row for row in sound if row["holds"] == holds]
+        for row in sorted(group, key=lambda row: (row["tpr_at_0.1pct"], row["auc"]), reverse=True):
+            drawn.add_row(*_cells(row))
+        drawn.add_section()
     if sound:
         drawn.add_row(*_chance(sound[0]), style="dim")
     for row in summary:

@@ -3,6 +3,7 @@ import re
 
 from rich.console import Console
 
+from workbench.attack import HOLDS
 from workbench.table import table
 
 
@@ -21,10 +22,15 @@ def test_fits_a_page_and_says_what_it_must(held):
     assert "…" not in text  # nothing is cut
 
 
-def test_best_first_and_chance_below(held):
+def test_one_ranking_a_label_best_first_and_chance_below(held):
     text = printed(held.summary, held.manifest)
-    at = [text.index(f"\n {name} ") for name in ("lira", "random", "(chance)")]
-    assert at == sorted(at)
+    found = []
+    for label in (label for label in HOLDS if any(row["holds"] == label for row in held.summary)):
+        group = [row for row in held.summary if row["holds"] == label]
+        best = sorted(group, key=lambda row: (row["tpr_at_0.1pct"], row["auc"]), reverse=True)
+        found += [text.index(f"\n {label} "), *(text.index(f"\n {row['attack']} ") for row in best)]
+    found.append(text.index("\n (chance) "))
+    assert found == sorted(set(found))
     turned = sorted(held.summary, key=lambda row: row["attack"])
     assert printed(turned, held.manifest).split("°")[0] == text.split("°")[0]
 

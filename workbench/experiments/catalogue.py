@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from glasslab.zoo import Zoo
 from workbench.experiments import (
     ablations,
+    calibration,
     entropy,
     gap,
     metric_attacks,
     overfitting,
     pictures,
+    pictures_whitebox,
     precision_cdf,
     records,
     transfer,
@@ -98,6 +100,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "entropy": Experiment(entropy.orders, _entropy, entropy.short, pictures.entropy),
     "records": Experiment(records.orders, partial(_one, records.records), records.short, pictures.records),
+    "calibration": Experiment(
+        calibration.orders,
+        partial(_one, calibration.calibration),
+        calibration.short,
+        pictures_whitebox.calibration,
+    ),
     "ablations": Experiment(
         ablations.orders, partial(_one, ablations.ablations), ablations.short, pictures.ablations
     ),

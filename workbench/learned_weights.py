@@ -1,0 +1,147 @@
+"""What is learned for white-box attacks before a target is looked at, once for a set of shadows or for aux.
+
+aux has roles that never meet: a sixth calibrates thresholds, the rest feeds proxies and shadow targets.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from glasslab.data import Data
+from glasslab.game import Game, Shadows
+from glasslab.recipe import Recipe
+from glasslab.split import stream
+from whitebox import layerwise, meta, meta_features
+from whitebox.own_shadows import calibration_rows, remaining
+from workbench.evidence import kept
+
+Displacement = Literal["subtract", "learned"]
+
+
+def shares(game: Game, seed: int) -> tuple[Data, Data]:
+    """aux for calibration, and the rest of it."""
+    return _shares(game.aux, seed)
+
+
+def general(
+    game: Game, seed: int, cut: str | None, fits: int, proxies: int, epochs: int, lr: float
+) -> layerwise.Learned:
+    """The displacement net of general-wb, learned from aux."""
+    return _general(game.aux, game.recipe, _n_train(game), seed, cut, fits, proxies, epochs, lr)
+
+
+def meta_model(
+    game: Game,
+    seed: int,
+    cuts: tuple[str | None, ...],
+    displacement: Displacement,
+    fits: int,
+    proxies: int,
+    epochs: int,
+    lr: float,
+) -> meta.Learned:
+    """The meta attack model, learned from aux."""
+    return _meta(game.aux, game.recipe, _n_train(game), seed, cuts, displacement, fits, proxies, epochs, lr)
+
+
+def shadow_features(
+    game: Game, seed: int, cuts: tuple[str | None, ...], proxies: int, models: int
+) -> Float64[Tensor, "m n f"]:
+    """What the meta attack model sees of the candidates in each of the first `models` shadows."""
+    return _shadow_features(game.shadows, game.x, game.y, game.aux, game.recipe, seed, cuts, proxies, models)
+
+
+def own_features(game: Game, seed: int, cuts: tuple[str | None, ...], proxies: int) -> Float64[Tensor, "n f"]:
+    """The same of the target."""
+    assert game.model is not None
+    rest, generator = _shares(game.aux, seed)[1], stream(seed, "features")
+    return meta_features.features(
+        game.model, game.x, game.y, rest, game.recipe, generator, cuts, proxies=proxies
+    ).values.cpu()
+
+
+def _n_train(game: Game) -> int:
+    """Records of a model of the zoo: half of a pool."""
+    return len(game.shadows.records) // 2
+
+
+@kept
+def _shares(aux: Data, seed: int) -> tuple[Data, Data]:
+    rows = calibration_rows(aux, torch.Generator().manual_seed(seed))
+    return aux[rows], aux[remaining(aux, rows)]
+
+
+@kept
+def _general(
+    aux: Data,
+    recipe: Recipe,
+    n_train: int,
+    seed: int,
+    cut: str | None,
+    fits: int,
+    proxies: int,
+    epochs: int,
+    lr: float,
+) -> layerwise.Learned:
+    return layerwise.learn(
+        aux,
+        recipe,
+        torch.Generator().manual_seed(seed),
+        cut=cut,
+        fits=fits,
+        proxies=proxies,
+        epochs=epochs,
+        lr=lr,
+        n_train=n_train,
+    )
+
+
+@kept
+def _meta(
+    aux: Data,
+    recipe: Recipe,
+    n_train: int,
+    seed: int,
+    cuts: tuple[str | None, ...],
+    displacement: Displacement,
+    fits: int,
+    proxies: int,
+    epochs: int,
+    lr: float,
+) -> meta.Learned:
+    return meta.learn(
+        aux,
+        recipe,
+        torch.Generator().manual_seed(seed),
+        cuts=cuts,
+        displacement=displacement,
+        fits=fits,
+        proxies=proxies,
+        epochs=epochs,
+        lr=lr,
+        n_train=n_train,
+    )
+
+
+@kept
+def _shadow_features(
+    held: Shadows,
+    x: Tensor,
+    y: Int[Tensor, "n"],
+    aux: Data,
+    recipe: Recipe,
+    seed: int,
+    cuts: tuple[str | None, ...],
+    proxies: int,
+    models: int,
+) -> Float64[Tensor, "m n f"]:
+    rest = _shares(aux, seed)[1]
+    each = [
+        meta_features.features(
+            held.models[i], x, y, rest, recipe, stream(seed, "features"), cuts, proxies=proxies
+        ).values.cpu()
+        for i in range(min(models, len(held.models)))
+    ]
+    return torch.stack(each)
