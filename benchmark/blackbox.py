@@ -27,8 +27,9 @@ class Run:
 
     zoo: str
     seed: int = 0
-    attacks: str | tuple[str, ...] = "all"
+    attacks: str | tuple[str, ...] = "blackbox"
     script: str = "blackbox"
+    targets: int | None = None  # None: all of the zoo's
     search: int = 2500
 
     @property
@@ -88,7 +89,7 @@ def played(run: Run, folder: Path) -> None:
     """Trains what is missing, attacks, keeps the run in `folder`; nothing where it is there."""
     if not (folder / "results.json").exists():
         start = time.perf_counter()
-        zoo = ZOOS[run.zoo].zoo(run.seed)
+        zoo = ZOOS[run.zoo].zoo(run.seed, targets=run.targets)
         print(f"{run.name}: zoo after {time.perf_counter() - start:.0f} s", flush=True)
         command = f"python -m benchmark.{run.script} --only {run.zoo}"
         compare(zoo, run.attacks, search=run.search, seed=run.seed, out=folder, command=command)

@@ -23,12 +23,13 @@ class Fixed:
     targets: int = 8
     changes: str = ""
 
-    def zoo(self, seed: int, shadows: int | None = None) -> Zoo:
-        """Trained once, then found again; with another number of shadows where one is given."""
+    def zoo(self, seed: int, shadows: int | None = None, targets: int | None = None) -> Zoo:
+        """Trained once, then found again; with another number of models where one is given."""
         data = self.data()
         recipe = changed(named(data, self.net, "quick")[0], self.changes)
         m = self.shadows if shadows is None else shadows
-        return Zoo.train(data, recipe, shadows=m, targets=self.targets, seed=seed, records=self.records)
+        t = self.targets if targets is None else targets
+        return Zoo.train(data, recipe, shadows=m, targets=t, seed=seed, records=self.records)
 
 
 def colour() -> Data:

@@ -36,7 +36,7 @@ class Table(nn.Module):
 
     def __init__(self, z):
         super().__init__()
-        self.z = nn.Parameter(z, requires_grad=False)
+        self.register_buffer("z", z)
         self.last = nn.Linear(z.shape[1], z.shape[1], bias=False)
         self.last.weight.data = torch.eye(z.shape[1])
 

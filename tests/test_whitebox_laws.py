@@ -36,8 +36,8 @@ every = pytest.mark.parametrize("name", WHITE)
 
 @cache
 def deep(seed=0, leaks=True):
-    """Two layers: 60 random units, and a last one that is fitted."""
-    return ridge(leaks=leaks, seed=seed, n=200, d=40, hidden=200)
+    """Two layers: 120 random units, and a last one that is fitted."""
+    return ridge(leaks=leaks, seed=seed, n=200, d=20, hidden=120)
 
 
 def run(name, game, seed=0):

@@ -21,7 +21,7 @@ from whitebox import rules
 
 Of = Literal["phi", "loss"]
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-MOST = 2048  # records at a time: larger batches leave the caches and gain nothing
+MOST, CACHED = 2048, 2**26  # records and bytes at a time: larger batches leave the caches and gain nothing
 
 
 class Pass(NamedTuple):
@@ -57,6 +57,8 @@ def placed(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Records and labels where the model is, and in its precision."""
     first = next(model.parameters(), x)
     x = x.detach().to(first.device, first.dtype if x.is_floating_point() else x.dtype)
+    if any(getattr(m, "inplace", False) for m in model.modules()):
+        x = x.clone()  # the first of them may be the first of all
     if x.ndim == 4 and x.device.type == "cpu":  # convolutions on a processor are faster so
         x = x.contiguous(memory_format=torch.channels_last)
     return x, y.to(first.device)
@@ -117,7 +119,7 @@ def watch(
     ]
     try:
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            start = x.detach().clone().requires_grad_() if x.is_floating_point() else x
+            start = x.detach().requires_grad_() if x.is_floating_point() else x
             z = functional_call(model, {n: p.detach() for n, p in model.named_parameters()} | own, (start,))
             ends = [*own.values(), *([start] if start.requires_grad else []), *leaves]
             seed = pull(z, y, of)
@@ -178,7 +180,7 @@ def chunks(
             f"memory must be {math.ceil(need / UNITS['MiB'])}MiB or more for one record here (`contract` "
             f"needs less), got {memory!r}"
         )
-    size = min(max(fit, 1), MOST)
+    size = max(1, min(fit, MOST, CACHED // max(need, 1)))
     for start in range(0, len(x), size):
         yield placed(model, x[start : start + size], y[start : start + size])
 

@@ -147,8 +147,12 @@ def size(m: nn.Module, calls: Sequence[Call]) -> tuple[int, int]:
 
 
 def length(g: Tensor) -> Float64[Tensor, "b"]:
-    """Euclidean length of each record's numbers."""
-    return torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64)
+    """Euclidean length of each record's numbers; in float64 where float32 would lose their squares."""
+    g = g.flatten(1)
+    short = torch.linalg.vector_norm(g, dim=1)
+    if g.dtype == torch.float64 or bool(((short > 1e-15) & (short < 1e15)).all()):
+        return short.double()
+    return torch.linalg.vector_norm(g, dim=1, dtype=torch.float64)
 
 
 def _formed(m: nn.Module, a: Tensor, delta: Tensor) -> dict[str, Tensor]:

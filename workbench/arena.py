@@ -1,6 +1,6 @@
 """Who is attacked, with what truth: the zoo's targets, or each shadow in its turn."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -83,11 +83,11 @@ def _kind(x: Float[Tensor, "n *d"]) -> tuple[bool, bool]:
     return x.ndim == 4, bool(((x != 0) & (x != 1)).any())
 
 
-def able(attacks: dict[str, Attack], held: Needs, *, strict: bool) -> dict[str, str | None]:
-    """For each attack what it lacks. `strict` raises ValueError for the first that lacks something."""
+def able(attacks: dict[str, Attack], held: Needs, *, strict: Container[str]) -> dict[str, str | None]:
+    """For each attack what it lacks. Raises ValueError for the first in `strict` that lacks something."""
     lacks = {name: unmet(attack, held) for name, attack in attacks.items()}
     for name, lack in lacks.items():
-        if lack and strict:
+        if lack and name in strict:
             raise ValueError(f"attack {name} {lack}")
     return lacks
 

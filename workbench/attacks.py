@@ -13,25 +13,38 @@ from workbench.whitebox_weights import WEIGHTS
 __all__ = ["ATTACKS", "Attack", "Needs", "asked", "chosen", "unmet"]
 
 ATTACKS: Mapping[str, Attack] = {**OUTPUTS, **REFERENCE, **SEARCH, **WEIGHTS, **LEARNED}
-SETS = ("default", "standard", "all")
+SETS = ("default", "standard", "all", "blackbox", "whitebox")
+LENIENT = SETS[1:]  # in which an attack that lacks something is a row with an error
 
 
 def chosen(names: str | Sequence[str]) -> dict[str, Attack]:
-    """Rows by name, or those of "default", "standard" (all that are not costly), or "all".
+    """Rows by name or set: "default", "standard" (all that are not costly), "all", or those of a family.
 
     Raises ValueError for unknown or repeated names, or none.
     """
-    if names == "all":
-        return dict(ATTACKS)
-    if names in SETS:
-        kept = {name: row.default if names == "default" else not row.costly for name, row in ATTACKS.items()}
-        return {name: row for name, row in ATTACKS.items() if kept[name]}
-    names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if name not in ATTACKS:
+    wanted = [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in ATTACKS and name not in SETS:
             near = difflib.get_close_matches(name, ATTACKS, n=1)
             known = f"{near[0]} (did you mean that?)" if near else ", ".join(ATTACKS)
             raise ValueError(f"attacks must be {', '.join(SETS)}, or names such as {known}; got {name!r}")
-    if len(set(names)) < len(names) or not names:
-        raise ValueError(f"attacks must be one or more, each named once, got {', '.join(names) or 'none'}")
-    return {name: ATTACKS[name] for name in names}
+    if len(set(wanted)) < len(wanted) or not wanted:
+        raise ValueError(f"attacks must be one or more, each named once, got {', '.join(wanted) or 'none'}")
+    return {name: ATTACKS[name] for each in wanted for name in _rows(each)}
+
+
+def demanded(names: str | Sequence[str]) -> set[str]:
+    """Those asked for by name, or by "default": they must be able to run."""
+    wanted = [names] if isinstance(names, str) else list(names)
+    return {name for each in wanted if each not in LENIENT for name in _rows(each)}
+
+
+def _rows(name: str) -> list[str]:
+    """The names in a set; a name is a set of one."""
+    if name in ATTACKS:
+        return [name]
+    if name == "default":
+        return [each for each, row in ATTACKS.items() if row.default]
+    if name == "standard":
+        return [each for each, row in ATTACKS.items() if not row.costly]
+    return [each for each, row in ATTACKS.items() if name in ("all", row.family)]

@@ -44,7 +44,7 @@ def compare(
     Without a flag: scikit-learn's digits, about two minutes on two cores. Ctrl-C loses nothing.
 
     Args:
-        attacks: default, standard (all but the costly), all, or names joined by commas.
+        attacks: default, standard (all but the costly), all, blackbox, whitebox, or names joined by commas.
     """
     from workbench import steps
     from workbench.recipes import SIZES
@@ -78,7 +78,7 @@ def attack(
     """Run the attacks named on a zoo that is trained.
 
     Args:
-        names: One or more attacks; or default, standard, or all.
+        names: One or more attacks; or default, standard, all, blackbox, whitebox.
         zoo: Folder of the zoo whose targets are attacked.
         shadow_zoo: Folder of another zoo whose shadows the attacker holds.
         data_root: Folder of data files.

@@ -14,6 +14,7 @@ from glasslab.game import Game, Shadows
 from glasslab.recipe import Recipe
 from glasslab.split import stream
 from whitebox import layerwise, meta, meta_features
+from whitebox.meta_classifier import Classifier, fit_classifier
 from whitebox.own_shadows import calibration_rows, remaining
 from workbench.evidence import kept
 
@@ -26,10 +27,10 @@ def shares(game: Game, seed: int) -> tuple[Data, Data]:
 
 
 def general(
-    game: Game, seed: int, cut: str | None, fits: int, proxies: int, epochs: int, lr: float
+    game: Game, seed: int, cut: str | None, fits: int, proxies: int, epochs: int, lr: float, n_steps: int
 ) -> layerwise.Learned:
     """The displacement net of general-wb, learned from aux."""
-    return _general(game.aux, game.recipe, _n_train(game), seed, cut, fits, proxies, epochs, lr)
+    return _general(game.aux, game.recipe, _n_train(game), seed, cut, fits, proxies, epochs, lr, n_steps)
 
 
 def meta_model(
@@ -46,11 +47,13 @@ def meta_model(
     return _meta(game.aux, game.recipe, _n_train(game), seed, cuts, displacement, fits, proxies, epochs, lr)
 
 
-def shadow_features(
-    game: Game, seed: int, cuts: tuple[str | None, ...], proxies: int, models: int
-) -> Float64[Tensor, "m n f"]:
-    """What the meta attack model sees of the candidates in each of the first `models` shadows."""
-    return _shadow_features(game.shadows, game.x, game.y, game.aux, game.recipe, seed, cuts, proxies, models)
+def shadow_classifier(
+    game: Game, seed: int, cuts: tuple[str | None, ...], proxies: int, models: int, epochs: int
+) -> Classifier:
+    """The meta attack model, learned from the candidates in the first `models` shadows."""
+    return _shadow_classifier(
+        game.shadows, game.x, game.y, game.aux, game.recipe, seed, cuts, proxies, models, epochs
+    )
 
 
 def own_features(game: Game, seed: int, cuts: tuple[str | None, ...], proxies: int) -> Float64[Tensor, "n f"]:
@@ -84,6 +87,7 @@ def _general(
     proxies: int,
     epochs: int,
     lr: float,
+    n_steps: int,
 ) -> layerwise.Learned:
     return layerwise.learn(
         aux,
@@ -94,6 +98,7 @@ def _general(
         proxies=proxies,
         epochs=epochs,
         lr=lr,
+        n_steps=n_steps,
         n_train=n_train,
     )
 
@@ -126,7 +131,7 @@ def _meta(
 
 
 @kept
-def _shadow_features(
+def _shadow_classifier(
     held: Shadows,
     x: Tensor,
     y: Int[Tensor, "n"],
@@ -136,12 +141,15 @@ def _shadow_features(
     cuts: tuple[str | None, ...],
     proxies: int,
     models: int,
-) -> Float64[Tensor, "m n f"]:
-    rest = _shares(aux, seed)[1]
+    epochs: int,
+) -> Classifier:
+    rest, member = _shares(aux, seed)[1], held.inside[:models]
     each = [
         meta_features.features(
             held.models[i], x, y, rest, recipe, stream(seed, "features"), cuts, proxies=proxies
         ).values.cpu()
-        for i in range(min(models, len(held.models)))
+        for i in range(len(member))
     ]
-    return torch.stack(each)
+    return fit_classifier(
+        torch.cat(each), member.flatten(), stream(seed, "classifier"), epochs=epochs, batch=1024, lr=1e-2
+    )

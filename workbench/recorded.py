@@ -11,7 +11,7 @@ from glasslab.split import stream, subseed
 from glasslab.zoo import Zoo
 from whitebox.glir import Step, record_steps
 
-STEPS, BATCH = 20, 500  # records a step, as published for CIFAR-10; fewer where there are fewer members
+STEPS, BATCH = 5, 500  # records a step, as published for CIFAR-10; fewer where there are fewer members
 
 
 def recorded(zoo: Zoo, of: Kind, a: int) -> list[Step]:

@@ -18,7 +18,7 @@ from glasslab.results import Results
 from glasslab.zoo import Zoo
 from workbench.arena import Arena, Evaluate, able, arena
 from workbench.attack import Attack
-from workbench.attacks import chosen
+from workbench.attacks import chosen, demanded
 from workbench.curves import curves, joined, risks
 from workbench.evidence import one_thread
 from workbench.play import SEARCH, Played, check_search, drawn, floored, play
@@ -26,7 +26,6 @@ from workbench.rivals import differences
 from workbench.rows import Row, Runs, rows, summary
 
 NOT_RUN = "not run: "  # begins the error of an attack that lacks something, and no other error
-LENIENT = ("standard", "all")  # sets in which an attack that lacks something is a row with an error
 STOPPED = Played(error="stopped before this target")
 Tick = Callable[[str], None]  # hears what comes next
 
@@ -47,10 +46,10 @@ def compare(
 ) -> pd.DataFrame:
     """One row an (attack, target). `.attrs` holds "summary" (a row an attack, targets pooled) and "manifest".
 
-    `attacks` are names, or "default", "standard" (all but the costly ones), or "all". `shadows`: those of
-    another zoo attack this zoo's targets. `search`: queries a candidate that an attack may spend around it.
-    Columns `*_transferred` take their thresholds from mock targets. `out`: the folder where the run is kept,
-    also when Ctrl-C stops it; `command` stands in its manifest.
+    `attacks` are names, or "default", "standard" (all but the costly ones), "all", or a family's. `shadows`:
+    those of another zoo attack this zoo's targets. `search`: queries a candidate that an attack may spend
+    around it. Columns `*_transferred` take their thresholds from mock targets. `out`: the folder where the
+    run is kept, also when Ctrl-C stops it; `command` stands in its manifest.
 
     An attack that raises gives rows with an `error`; so does, in a set, one that lacks something. Raises
     ValueError for an unknown attack, for one asked for by name that lacks something, and for search below 2.
@@ -58,7 +57,7 @@ def compare(
     start, table = perf_counter(), chosen(attacks)
     check_search(search)
     ring = arena(zoo, shadows=shadows, queries=queries, mask=mask, evaluate=evaluate)
-    lacks = able(table, ring.held, strict=attacks not in LENIENT)
+    lacks = able(table, ring.held, strict=demanded(attacks))
     manifest = results.provenance(seed=seed, device=zoo.device, command=command) | _about(zoo, ring, shadows)
     manifest |= {"queries": queries, "mask": [repr(m) for m in mask], "evaluate": evaluate}
     manifest |= {"search": search}

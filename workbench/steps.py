@@ -26,12 +26,12 @@ from glasslab.zoo import Zoo
 from workbench import plots
 from workbench.arena import able, holdings
 from workbench.attack import unmet
-from workbench.attacks import chosen
+from workbench.attacks import chosen, demanded
 from workbench.forecast import forecast
 from workbench.options import AttackOptions, Evaluate, ZooOptions
 from workbench.play import SEARCH, check_search
 from workbench.recipes import SIZES, changed, named
-from workbench.run import LENIENT, NOT_RUN, compare
+from workbench.run import NOT_RUN, compare
 from workbench.table import table
 
 MASKS: dict[str, Any] = {
@@ -90,7 +90,7 @@ def refuse_early(
     aux = round(0.2 * len(order.data))
     left_out = evaluate == "leave-one-out"
     held = holdings(order.settings["shadows"], aux, queries, order.data.x, left_out=left_out)
-    able(chosen(attacks), held, strict=attacks not in LENIENT)
+    able(chosen(attacks), held, strict=demanded(attacks))
 
 
 def trained(order: Order) -> Zoo:

@@ -16,7 +16,8 @@ from workbench.whitebox_weights import held, shortened
 
 Cuts = tuple[str | None, ...]
 LAST: Cuts = (None,)
-HEAD = (1024, 512)  # of the part of nasr that reads gradients
+KERNELS, HEAD = 32, (256, 128)  # of nasr's part that reads gradients, which is 14 million weights in print
+ROWS = 4000  # (model, record) pairs that a classifier learns from, anew for each target
 GRADIENTS = 2**32  # bytes of all records' gradients that IHA may hold: 4 GiB
 
 
@@ -29,9 +30,10 @@ def _general_wb(
     epochs: int = 0,
     steps: int = 32,
     lr: float = 1e-3,
+    n_steps: int = 50,
 ) -> Float64[Tensor, "n"]:
     game = shortened(game, epochs)
-    learned = learned_weights.general(game, generator.initial_seed(), None, fits, proxies, steps, lr)
+    learned = learned_weights.general(game, generator.initial_seed(), None, fits, proxies, steps, lr, n_steps)
     return layerwise.apply(learned, held(game), game.x, game.y, game.aux, game.recipe, generator).cpu()
 
 
@@ -63,19 +65,18 @@ def _meta_shadows(
     steps: int = 32,
 ) -> Float64[Tensor, "n"]:
     game, seed = shortened(game, epochs), generator.initial_seed()
-    seen = learned_weights.shadow_features(game, seed, cuts, proxies, models)
-    own = learned_weights.own_features(game, seed, cuts, proxies)
-    return meta.meta_shadows(own, seen, game.shadows.inside[: len(seen)], generator, epochs=steps)
+    classifier = learned_weights.shadow_classifier(game, seed, cuts, proxies, models, steps)
+    return classifier(learned_weights.own_features(game, seed, cuts, proxies))
 
 
 def _nasr(
     game: Game,
     generator: Generator,
     *,
-    rows: int = 10_000,
+    rows: int = ROWS,
     epochs: int = 20,
     models: int = 8,
-    kernels: int = 100,
+    kernels: int = KERNELS,
     head: Sequence[int] = HEAD,
 ) -> Float64[Tensor, "n"]:
     shadows = game.shadows
@@ -98,9 +99,9 @@ def _nasr_known(
     game: Game,
     generator: Generator,
     *,
-    rows: int = 10_000,
+    rows: int = ROWS,
     epochs: int = 20,
-    kernels: int = 100,
+    kernels: int = KERNELS,
     head: Sequence[int] = HEAD,
 ) -> Float64[Tensor, "n"]:
     assert game.known is not None
@@ -124,7 +125,7 @@ def _realigned(
     alignment: Method | None = "activations",
     set_based: bool = False,
     models: int = 10,
-    rows: int = 10_000,
+    rows: int = ROWS,
     epochs: int = 100,
 ) -> Float64[Tensor, "n"]:
     shadows = game.shadows
@@ -152,6 +153,7 @@ def _iha(
     eps: float = 0.2,
     method: inverse_hessian.Method = "auto",
     tolerance: float = 1e-5,
+    records: int = 128,
 ) -> Float64[Tensor, "n"]:
     assert game.known is not None
     d = sum(p.numel() for p in held(game).parameters())
@@ -168,6 +170,7 @@ def _iha(
         eps=eps,
         method=method,
         tolerance=tolerance,
+        records=min(records, len(game.x)),
     ).cpu()
 
 
@@ -193,7 +196,9 @@ _near = {"eps": 1.0, "method": "cg", "tolerance": 0.1}
 _informed = partial(_row, paper=SURI, holds="informed", costly=True, random=False, quick=_near)
 
 LEARNED: Mapping[str, Attack] = {
-    "general-wb": _shadows(_general_wb, paper=LEINO, needs=AUX, decision=0.0, quick=_few),
+    "general-wb": _shadows(
+        _general_wb, paper=LEINO, needs=AUX, decision=0.0, quick=_few | {"fits": 1, "n_steps": 4}
+    ),
     "meta": _shadows(_meta, paper=LEINO, needs=AUX, decision=0.0, quick=_few, default=True),
     "meta-shadows": _shadows(
         _meta_shadows,

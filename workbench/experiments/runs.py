@@ -67,7 +67,7 @@ def seen(
     """
     table = chosen(names)
     ring = arena(zoo, shadows=shadows, queries=1, mask=(), evaluate="targets")
-    able(table, ring.held, strict=True)
+    able(table, ring.held, strict=table)
     played = {name: _played(name, attack, ring, seed) for name, attack in table.items()}
     mocked = _mocked(table, ring, seed) if mocks else {}
     return Seen(
