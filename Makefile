@@ -11,7 +11,7 @@ test: .venv/installed-dev      ## lint, format, types, the suite without what is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -n auto -m "not slow" $(ARGS)
 	$(MAKE) notebooks
 	$(BIN)/python -m benchmark.readme --check
 
@@ -19,7 +19,7 @@ slow: .venv/installed-dev      ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow $(ARGS)
 
 notebooks: .venv/installed-dev
-	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks
+	$(BIN)/pytest -n auto --nbmake --nbmake-timeout=900 notebooks
 
 table: .venv/installed-dev     ## rebuild the README's tables from benchmark/results
 	$(BIN)/python -m benchmark.readme

@@ -101,7 +101,7 @@ def experiment(
     out: Out = None,
 ) -> int:
     """Run an experiment of the literature: metric-attacks, gap, transfer-architecture, transfer-data,
-    overfitting, precision-cdf, entropy, records, ablations.
+    overfitting, precision-cdf, entropy, records, ablations, layers, calibration.
 
     Trains the zoos that are missing, prints a short table, keeps all rows, their manifest and a picture.
     Without a flag: scikit-learn's digits, a minute or two on two cores.

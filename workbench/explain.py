@@ -1,8 +1,8 @@
 """Which features gave a record away, for those that an attack is surest of (Leino & Fredrikson 2020,
 arXiv:1906.11798): what the target's head weighs otherwise than a proxy's, carried back to the record.
 
-Where a few training images of one class share a background that others lack, the target uses it and the proxy
-does not: it lights up. `marked` makes such data.
+Where a few training images of one class share a background that others lack, the target uses it and the
+proxy does not: it lights up. `marked` makes such data.
 """
 
 from dataclasses import dataclass, replace
@@ -37,13 +37,21 @@ class Explained:
     evidence: Float64[Tensor, "k *d"]
 
 
-def explained(zoo: Zoo, a: int = 0, *, attack: str = "meta", k: int = 6, seed: int = 0) -> Explained:
-    """The k candidates of target `a` that the attack is surest of. Raises ValueError as `chosen` does."""
+def explained(
+    zoo: Zoo, a: int = 0, *, attack: str = "meta", label: int | None = None, k: int = 6, seed: int = 0
+) -> Explained:
+    """The k candidates of target `a`, of one class or of all, that the attack is surest of.
+
+    Raises ValueError as `chosen` does, and for a label without a candidate.
+    """
     row = chosen(attack)[attack]
     held = game(zoo, a, weights=True)
     draw = drawn(row, attack, seed, a)
     score = row.run(granted(held, row), draw).double()
-    top = score.argsort(descending=True)[:k]
+    order = score.argsort(descending=True)
+    top = order[:k] if label is None else order[held.y[order] == label][:k]
+    if not len(top):
+        raise ValueError(f"label must be that of a candidate, got {label}")
     x, y = held.x[top], held.y[top]
     assert held.model is not None
     rest = shares(held, draw.initial_seed())[1]
@@ -52,17 +60,19 @@ def explained(zoo: Zoo, a: int = 0, *, attack: str = "meta", k: int = 6, seed: i
     return Explained(top, score[top], x, y, influence * (x.double() - mean))
 
 
-def marked(data: Data, *, label: int = 0, share: float = 0.1, side: int = 2, seed: int = 0) -> Data:
-    """The images, with a bright square in the first corner of a share of one class, drawn by the seed.
+def marked(zoo: Zoo, a: int = 0, *, label: int = 0, k: int = 5, side: int = 2, seed: int = 0) -> Data:
+    """The zoo's images, with a bright square in the first corner of k of one class that target `a` trained on.
 
-    Raises ValueError for tables, and for a class without a record.
+    A zoo on these data with the same seed has the same target rows: its target `a` trains on the marked ones,
+    and nobody else has seen such a square. Raises ValueError for tables, and for fewer than k such members.
     """
+    data = zoo.data
     if data.x.ndim != 4:
-        raise ValueError(f"data must hold images [n c h w], got {list(data.x.shape)}")
-    own = (data.y == label).nonzero().squeeze(1)
-    if not len(own):
-        raise ValueError(f"label must be one of the data's classes, got {label} without a record")
-    some = own[torch.randperm(len(own), generator=stream(seed, "marked"))[: max(1, round(share * len(own)))]]
+        raise ValueError(f"zoo must be about images [n c h w], got records {list(data.shape)}")
+    own = zoo.split.pool[zoo.target_member[a] & (zoo.pool.y == label)]
+    if len(own) < k:
+        raise ValueError(f"k must be {len(own)} or less, the members of class {label}, got {k}")
+    some = own[torch.randperm(len(own), generator=stream(seed, "marked"))[:k]]
     x = data.x.clone()
     x[some, :, :side, :side] = 1.0
     return replace(data, x=x, name=f"{data.name}-marked")

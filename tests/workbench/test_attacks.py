@@ -14,7 +14,7 @@ from glasslab.game import without
 from glasslab.oracle import forward
 from glasslab.split import stream
 from workbench import evidence, learned
-from workbench.attacks import ATTACKS, Attack, Needs, chosen, unmet
+from workbench.attacks import ATTACKS, Attack, Needs, chosen, demanded, unmet
 from workbench.play import granted
 
 
@@ -115,7 +115,13 @@ def test_correctness_reads_labels(world):
 def test_names():
     assert list(chosen("all")) == list(ATTACKS)
     assert {"loss", "lira"} < set(chosen("default")) < set(ATTACKS)
-    assert 2 <= len(chosen("default")) <= 4  # of a family
+    for family in ("blackbox", "whitebox"):
+        assert set(chosen(family)) == {name for name, row in ATTACKS.items() if row.family == family}
+        assert 2 <= len(set(chosen("default")) & set(chosen(family))) <= 4
+    assert list(chosen(["loss", "whitebox"])) == ["loss", *chosen("whitebox")]
+    assert demanded(["loss", "whitebox"]) == {"loss"}
+    assert demanded("default") == set(chosen("default"))
+    assert demanded("all") == demanded("standard") == set()
     assert list(chosen(["lira", "loss"])) == ["lira", "loss"]
     assert list(chosen("lira")) == ["lira"]
     with pytest.raises(ValueError, match=r"such as lira .did you mean that.*; got 'lyra'"):

@@ -12,8 +12,10 @@ from glasslab.zoo import Zoo
 from workbench import cli
 from workbench.cli import main
 from workbench.experiments import gap
+from workbench.experiments.calibration import calibration
 from workbench.experiments.catalogue import EXPERIMENTS, chosen
 from workbench.experiments.command import save, table
+from workbench.experiments.layers import layers
 from workbench.experiments.metric_attacks import metric_attacks
 from workbench.experiments.overfitting import overfitting
 from workbench.experiments.precision_cdf import precision_cdf
@@ -99,6 +101,8 @@ def test_every_experiment_of_one_data_set_is_drawn(zoo, tmp_path):
         "transfer-architecture": transfer_architecture(zoo, {}, attacks=["loss-per-class"]),
         "entropy": EXPERIMENTS["entropy"].run(alone, 0),
         "ablations": EXPERIMENTS["ablations"].run(alone, 0),
+        "calibration": calibration(zoo, attacks=["loss", "bayes-wb"]),
+        "layers": layers(zoo, proxies=1),
     }
     for name, frame in frames.items():
         manifest = {"seed": 0, "commit": "0123", "command": f"glasslab experiment {name}"}

@@ -9,6 +9,7 @@ from worlds import ridge
 
 from glasslab.checks import Floored
 from glasslab.split import stream
+from workbench.attack import HOLDS
 from workbench.attacks import Attack, Needs
 from workbench.play import granted, play
 
@@ -41,6 +42,25 @@ def test_the_weights_are_for_those_who_need_them(game):
     with pytest.raises(ValueError, match="must hold the model .* got None"):
         granted(bare, attack(ask, "weights"))
     assert "must hold the model" in play(attack(ask, "weights"), bare, stream(0)).error
+
+
+@pytest.mark.parametrize("holds", [label for label in HOLDS if label.startswith(("weights", "informed"))])
+def test_only_two_labels_are_told_who_is_a_member(game, holds):
+    row = replace(attack(ask, "weights"), holds=holds)
+    if holds.endswith("+init"):
+        with pytest.raises(ValueError, match="must hold the init .* got None"):
+            granted(game, row)
+        return
+    told = granted(game, row).known
+    assert (told is not None) == (holds in ("informed", "weights+known members"))
+    assert granted(game, attack(ask)).known is None
+
+
+def test_updates_are_for_those_who_watch_training(game):
+    assert granted(game, replace(attack(ask, "weights"), holds="steps")).steps is game.steps
+    assert granted(game, attack(ask, "weights")).steps is None
+    with pytest.raises(ValueError, match="must hold the steps"):
+        granted(replace(game, steps=None), replace(attack(ask, "weights"), holds="steps"))
 
 
 @pytest.mark.parametrize(

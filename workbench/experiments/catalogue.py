@@ -15,6 +15,7 @@ from workbench.experiments import (
     calibration,
     entropy,
     gap,
+    layers,
     metric_attacks,
     overfitting,
     pictures,
@@ -100,6 +101,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "entropy": Experiment(entropy.orders, _entropy, entropy.short, pictures.entropy),
     "records": Experiment(records.orders, partial(_one, records.records), records.short, pictures.records),
+    "layers": Experiment(layers.orders, partial(_one, layers.layers), layers.short, pictures_whitebox.layers),
     "calibration": Experiment(
         calibration.orders,
         partial(_one, calibration.calibration),

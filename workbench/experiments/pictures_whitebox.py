@@ -25,3 +25,20 @@ def calibration(frame: pd.DataFrame, manifest: Manifest) -> Figure:
     right.set_xlabel("share of members found")
     right.legend(fontsize="small", loc="best")
     return signed(figure, frame, manifest, "Dashed: what guessing gives.")
+
+
+def layers(frame: pd.DataFrame, manifest: Manifest) -> Figure:
+    """AUC of each attack over the layers, from the records to the logits; bars are 95 % intervals."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    names = ["input", *(name for name in dict.fromkeys(frame["layer"]) if name != "input")]
+    for attack, look in zip(frame["attack"].unique(), looks(frame["attack"].nunique()), strict=True):
+        held = frame[frame["attack"] == attack]
+        at = [names.index(name) for name in held["layer"]]
+        spread = [held["auc"] - held["auc_low"], held["auc_high"] - held["auc"]]
+        axes.errorbar(at, held["auc"], yerr=spread, label=attack, capsize=2, **(look | {"linestyle": "none"}))
+    axes.axhline(0.5, zorder=0, **BASE)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set(xlabel="layer", ylabel="AUC")
+    axes.legend(fontsize="small")
+    return signed(figure, frame, manifest, "Dashed: chance. Bars: 95 % intervals.")
