@@ -90,7 +90,8 @@ def game(
     """Target `a` against an attacker that holds the shadows of this zoo, or of another one.
 
     All targets share one `Shadows` object, so that what is fitted to it is fitted once. `weights` grants the
-    model itself, `known` its members. Raises ValueError where there is no such target, and for shadows of other records' shape.
+    model itself, `known` its members. Raises ValueError where there is no such target, and for shadows of
+    other records' shape.
     """
     held = _shadows(zoo, zoo if shadows is None else shadows, tuple(mask), queries)
     told = zoo.target_member[a] if known else None

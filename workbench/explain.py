@@ -61,7 +61,7 @@ def explained(
 
 
 def marked(zoo: Zoo, a: int = 0, *, label: int = 0, k: int = 5, side: int = 2, seed: int = 0) -> Data:
-    """The zoo's images, with a bright square in the first corner of k of one class that target `a` trained on.
+    """The zoo's images, with a bright square in a corner of k of one class that target `a` trained on.
 
     A zoo on these data with the same seed has the same target rows: its target `a` trains on the marked ones,
     and nobody else has seen such a square. Raises ValueError for tables, and for fewer than k such members.
