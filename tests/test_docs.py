@@ -34,7 +34,18 @@ def test_the_code_runs(name, tmp_path, monkeypatch, capsys):
 
 
 PARTS = {  # what pages of attacks tell along with these
-    *("fitting", "hooks", "rules", "layers", "functional", "last_layer", "krylov", "sif", "calibration"),
+    *(
+        "fitting",
+        "hooks",
+        "captured",
+        "rules",
+        "layers",
+        "functional",
+        "last_layer",
+        "krylov",
+        "sif",
+        "calibration",
+    ),
     *("own_shadows", "pairs", "meta_features", "meta_classifier", "nasr_net", "realigned_net"),
     *("symmetry", "tracing", "streams"),
 }

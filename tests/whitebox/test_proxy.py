@@ -541,3 +541,24 @@ def test_what_it_refuses():
         ValueError, match="cut must part no shared parameter, but 0.weight is used on both sides"
     ):
         attack(tied, cut="1")
+
+
+def test_the_integral_sees_no_more_rows_at_once_for_10_000_records(monkeypatch):
+    """captum raises `internal_batch_size` to the number of rows it is given: whoever relies on it runs out."""
+    seen = []
+    forward = nn.Linear.forward
+
+    def counted(self, a):
+        seen.append(len(a))
+        return forward(self, a)
+
+    model, most = net(mlp), []
+    for n in (1_000, 10_000):
+        data = clusters(n, seed=5)
+        seen.clear()
+        monkeypatch.setattr(nn.Linear, "forward", counted)
+        w, b, z = linearised(model, None, data.x, data.y, n_steps=4)
+        monkeypatch.undo()
+        assert len(w) == len(b) == len(z) == n
+        most.append(max(seen))
+    assert most[0] == most[1] < 4 * 1_000
