@@ -8,13 +8,15 @@ vmap(grad) (`norms_over_vmap`), and over a loop of single records (a row); produ
 direction over a forward pass without gradient (`jvp_over_forward`). Each figure is the worst net of its kind.
 A warm-up, then all contestants in turn, medians of the repeats, default threads, images with their channels
 last in memory for all. The loop's seconds are those of 32 records, times the share of them. Memory: the most
-that `norms` and `per_example` held above what was held before, at two settings of `memory`.
+that `norms` and `per_example` held above what was held before, at two settings of `memory`. And the norms of
+all layers by every model of a zoo, over training it (`signals_over_training`).
 """
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import torch
@@ -25,8 +27,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmark import record
 from benchmark.measure import measured
+from glasslab.datasets import load
 from glasslab.nets import build
 from glasslab.recipe import Recipe
+from glasslab.zoo import Zoo
 from whitebox.gradients import inner, norms, per_example
 
 Row = dict[str, str | int | float]
@@ -140,6 +144,27 @@ def memory(case: Case, seed: int, setting: str) -> Row:
     }
 
 
+def zoo(seed: int, shadows: int) -> Row:
+    """Training a zoo of digits MLPs, and then the norms of all layers for every candidate and model."""
+    with TemporaryDirectory() as root:
+        start = perf_counter()
+        recipe = Recipe(net="mlp", epochs=100)
+        held = Zoo.train(
+            load("digits"), recipe, shadows=shadows, targets=0, seed=seed, root=root, progress=False
+        )
+        trained = perf_counter()
+        for i in range(shadows):
+            norms(held.shadow(i), held.pool.x, held.pool.y)
+        seconds = perf_counter() - trained
+    return {
+        "case": f"zoo of {shadows} digits MLPs",
+        "records": len(held.pool),
+        "training_seconds": trained - start,
+        "norms_seconds": seconds,
+        "signals_over_training": seconds / (trained - start),
+    }
+
+
 def main(seed: int = 0, small: bool = False) -> None:
     """Prints all rows and writes results/gradients.json; `small`: a tenth of the records, nothing written."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # torch.func's own
@@ -153,6 +178,8 @@ def main(seed: int = 0, small: bool = False) -> None:
         for setting in ("64MiB", "512MiB"):
             rows.append(memory(few, seed, setting))
             say(rows[-1])
+    rows.append(zoo(seed, 16 if small else 64))
+    say(rows[-1])
     figures = {
         f"{ratio}_{kind}": max(float(row[ratio]) for row in rows if row.get("kind") == kind)
         for ratio in ("norms_over_backward", "jvp_over_forward")
@@ -161,6 +188,7 @@ def main(seed: int = 0, small: bool = False) -> None:
     figures["norms_over_vmap"] = max(
         float(row["norms_over_vmap"]) for row in rows if "norms_over_vmap" in row
     )
+    figures["signals_over_training"] = float(rows[-1]["signals_over_training"])
     say(dict(figures))
     if not small:
         record.write("gradients", f"python -m benchmark.gradients --seed {seed}", seed, figures, rows)
