@@ -52,7 +52,7 @@ ZOOS: Mapping[str, Fixed] = {
     "digits_dropout": Fixed(lambda: load("digits"), "mlp", changes="dropout=0.5"),
     "location30_decay": Fixed(lambda: load("location30"), "mlp", changes="weight_decay=0.003"),
     "location30_dropout": Fixed(lambda: load("location30"), "mlp", changes="dropout=0.5"),
-    "fashion_cnn": Fixed(fashion, "cnn", records=4000, shadows=32, targets=4, changes="epochs=15"),
+    "fashion_cnn": Fixed(fashion, "cnn", records=4000, shadows=16, targets=4, changes="epochs=15"),
     "colour_cnn": Fixed(colour, "cnn", shadows=32, targets=4, changes="epochs=15"),
     "colour_resnet9": Fixed(
         colour, "resnet9", records=4000, shadows=32, targets=4, changes="epochs=15,width=16"

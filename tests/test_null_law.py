@@ -60,7 +60,7 @@ def tabled(phi, shadow_phi, inside, classes=2, seed=0, images=False):
     z = logits(shadow_phi)[:, :, None]
     shadows = Shadows([Table(each[:, 0]).eval() for each in z], pool, inside, inside, z, z[:, :, 0])
     model = Table(logits(phi)).eval()
-    return Game(Oracle(model), model, pool.x, y, classes, Recipe(), shadows, pool)
+    return Game(Oracle(model), model, pool.x, y, classes, Recipe(net="softmax", epochs=10), shadows, pool)
 
 
 def run(attack, game):

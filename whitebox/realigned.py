@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 
 from whitebox.align import Method, align
 from whitebox.fitting import fresh
-from whitebox.gradients import Captured, captured, check_eval
+from whitebox.gradients import Captured, captured, check_eval, owners
 from whitebox.realigned_net import OfLayers, OfSets, learned, log_odds
 from whitebox.symmetry import check_shapes
 
@@ -72,7 +72,7 @@ def realigned(
     table, told, held = [], [], member[:models].cpu()
     for shadow, row, part in zip(shadows, held, _pairs(held, rows, generator), strict=False):
         net = shadow
-        if alignment is not None and not set_based:
+        if alignment is not None and not set_based and len(owners(model)) > 1:  # one layer: nothing is hidden
             net = align(shadow, model, aux_x, method=alignment, generator=generator)
         table += list(seen(net, part.to(x.device)))
         told.append(row[part])

@@ -342,6 +342,7 @@ def test_the_influence_at_the_input_is_what_slopes_differ_in():
 # How it behaves
 
 
+@pytest.mark.slow
 def test_permuted_hidden_units_change_nothing():
     """But for the first weights of the proxy heads: with 12 of them scores agree."""
     aux, model = noise(240, 10), net(3, hidden=12)

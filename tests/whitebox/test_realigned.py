@@ -175,6 +175,7 @@ def test_pairs_are_balanced():
 # What aligning is for
 
 
+@pytest.mark.slow
 def test_units_in_random_order_hide_the_leak_and_aligning_brings_it_back():
     area = {}
     for seed in (0, 1):
