@@ -544,7 +544,7 @@ def test_what_it_refuses():
 
 
 def test_the_integral_sees_no_more_rows_at_once_for_10_000_records(monkeypatch):
-    """captum raises `internal_batch_size` to the rows it is given: whoever relies on it runs out of memory."""
+    """captum raises `internal_batch_size` to the number of rows it is given: relying on it takes memory."""
     seen = []
     forward = nn.Linear.forward
 
