@@ -15,7 +15,7 @@ import tyro
 from benchmark import record
 from benchmark.blackbox import Run, played, row
 from benchmark.zoos import ZOOS
-from glasslab.results import read
+from glasslab.results import read, strict
 from workbench.experiments.calibration import calibration
 
 TARGETS = 4  # some attacks learn anew for each
@@ -48,7 +48,7 @@ def main(only: tuple[str, ...] = (), folder: Path = Path("runs/whitebox")) -> No
                 "records"
             )
         ]
-    record.write("whitebox", "python -m benchmark.whitebox", 0, figures, rows)
+    record.write("whitebox", "python -m benchmark.whitebox", 0, figures, strict(rows))
 
 
 if __name__ == "__main__":

@@ -153,14 +153,23 @@ def compared(
 
 
 def announce(zoo: Zoo, attacks: str | Sequence[str], queries: int, search: int, evaluate: Evaluate) -> None:
-    """One line: how many attacks, on how many targets, about how long."""
+    """One line: how many attacks, on how many targets, about how long.
+
+    White-box attacks are not timed: they train nets of their own.
+    """
     rows, left_out = chosen(attacks), evaluate == "leave-one-out"
     targets = len(zoo.shadow_member if left_out else zoo.target_member)
     held = holdings(len(zoo.shadow_member), len(zoo.aux), queries, zoo.pool.x, left_out=left_out)
     able_ones = {name: row for name, row in rows.items() if not unmet(row, held)}
     ahead = forecast(able_ones, zoo.design, held, targets, search, zoo.device)
     asks = f", {ahead.queries:,} queries beyond the plain ones" if ahead.queries else ""
-    say(f"{len(rows)} attacks on {targets} targets: about {_time(ahead.seconds)}{asks}")
+    white = sum(row.family == "whitebox" for row in able_ones.values())
+    more = (
+        f"; what {white} white-box ones learn comes on top: seconds a target, minutes for conv nets"
+        if white
+        else ""
+    )
+    say(f"{len(rows)} attacks on {targets} targets: about {_time(ahead.seconds)}{asks}{more}")
 
 
 def opened(folder: Path, data_root: Path | None, device: str) -> Zoo:
