@@ -32,13 +32,15 @@ def layers(frame: pd.DataFrame, manifest: Manifest) -> Figure:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     names = ["input", *(name for name in dict.fromkeys(frame["layer"]) if name != "input")]
-    for attack, look in zip(frame["attack"].unique(), looks(frame["attack"].nunique()), strict=True):
+    attacks = list(frame["attack"].unique())
+    for k, (attack, look) in enumerate(zip(attacks, looks(len(attacks)), strict=True)):
         held = frame[frame["attack"] == attack]
-        at = [names.index(name) for name in held["layer"]]
+        at = [names.index(name) + 0.12 * (k - (len(attacks) - 1) / 2) for name in held["layer"]]
         spread = [held["auc"] - held["auc_low"], held["auc_high"] - held["auc"]]
         axes.errorbar(at, held["auc"], yerr=spread, label=attack, capsize=2, **(look | {"linestyle": "none"}))
     axes.axhline(0.5, zorder=0, **BASE)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set(xlabel="layer", ylabel="AUC")
-    axes.legend(fontsize="small")
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return signed(figure, frame, manifest, "Dashed: chance. Bars: 95 % intervals.")
