@@ -150,6 +150,7 @@ def _shadow_classifier(
         ).values.cpu()
         for i in range(len(member))
     ]
+    # DIFFERS: batches of 1,024 and rate 1e-2, where the attack has 64 and 1e-3: m n rows, 16 times as fast.
     return fit_classifier(
         torch.cat(each), member.flatten(), stream(seed, "classifier"), epochs=epochs, batch=1024, lr=1e-2
     )

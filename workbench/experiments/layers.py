@@ -29,6 +29,7 @@ def layers(zoo: Zoo, *, proxies: int = PROXIES, seed: int = 0) -> pd.DataFrame:
     `bayes-wb`: cut at the output of that layer, all above it learned anew by the proxies. `gradnorm`: minus
     the log length of the loss's gradient in the layer's weights, or in the record ("input"). Layers that
     information flows around, and the last one, above which there is nothing, have no `bayes-wb`.
+    Raises ValueError as `bayes_wb` does, such as for a class that aux lacks.
     """
     truth, scores = zoo.target_member, dict[tuple[str, str], list[Tensor]]()
     for a in range(len(truth)):
