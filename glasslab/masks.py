@@ -60,6 +60,28 @@ class round_to:
 
 
 @dataclass(frozen=True)
+class round_by:
+    """The nearest multiple of r, half to even, and 1 at most; rows need not sum to 1 any more.
+
+    ValueError unless 0 < r <= 1.
+    """
+
+    r: float | int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.r <= 1:
+            raise ValueError(f"r must be above 0 and at most 1, got {self.r}")
+
+    @property
+    def floor(self) -> float:
+        """Half a step."""
+        return 0.5 * self.r
+
+    def __call__(self, p: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+        return ((p / self.r).round() * self.r).clamp(max=1)  # 1 may round up where r does not divide it
+
+
+@dataclass(frozen=True)
 class top_k:
     """Keeps the k largest and zeroes the rest; of equal ones the lowest classes. ValueError unless k >= 1."""
 

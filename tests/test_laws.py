@@ -173,6 +173,6 @@ def test_what_is_known_of_a_record_does_not_touch_its_score(name):
 
 @every
 def test_says_where_it_belongs(attack):
-    assert attack.paper.startswith("arXiv:") or attack.control
+    assert attack.paper.startswith(("arXiv:", "doi:")) or attack.control
     assert attack.holds in HOLDS
     assert not (attack.control and attack.default)

@@ -60,3 +60,66 @@ class AttackOptions:
     """Models outside the shadows' design, or each shadow in its turn."""
     out: Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: runs/TIME-DATA-NET)")] = None
     """Folder for the results."""
+
+
+Gradient = Literal["autograd", "difference", "nes"]
+Start = Literal["zero", "grey", "public_mean", "noise"]
+_auto = By(metavar="N", help_behavior_hint="(default: the attack's)")
+
+
+@dataclass(frozen=True)
+class InvertOptions:
+    """Whose model is inverted, and how."""
+
+    data: str = "digits"
+    """digits, olivetti, fashion_mnist, ..., npz:PATH or folder:PATH."""
+    net: Annotated[str | None, By(metavar="NAME", help_behavior_hint="(default: usual for the data)")] = None
+    """The target's net; of faces softmax, mlp or dae."""
+    attack: str = "miface"
+    """miface, deepinversion, gmi, kedmi, plg-mi, label-only, joined by commas."""
+    gradient: Gradient = "autograd"
+    """Where MI-FACE's gradient comes from: the weights, or answers by differences or NES."""
+    labels: str = "all"
+    """Labels to rebuild, joined by commas."""
+    steps: Annotated[int | None, _auto] = None
+    """Steps at most; MI-FACE takes 5,000 with the weights, 500 with NES, 50 with differences."""
+    rate: float = 0.1
+    """MI-FACE's step size."""
+    confidence: float = 0.99
+    """MI-FACE stops an image at this probability of its label."""
+    literal_gamma: Annotated[float | None, By(metavar="G", help_behavior_hint="(default: none)")] = None
+    """Stop where the cost is at most this, as the algorithm is printed; replaces --confidence."""
+    start: Annotated[Start | None, By(help_behavior_hint="(default: public_mean with ReLU, else zero)")] = (
+        None
+    )
+    """Where MI-FACE starts."""
+    process_every: int = 50
+    """Steps between two clean-ups of an autoencoder's candidate; 1 is literal, 0 none."""
+    pairs: int = 50
+    """Antithetic pairs of directions a step of NES: twice as many queries."""
+    width: float = 0.01
+    """How far estimated gradients look: h of differences, sigma of NES."""
+    basis: int = 100
+    """Low frequencies along which gradients of images are estimated; 0: all pixels."""
+    mask: Annotated[tuple[str, ...], By(metavar="MASK", help_behavior_hint="(default: none)")] = ()
+    """What the interface hides from those who ask: temperature:5 round_to:3 top_k:3 noise:0.2."""
+    budget: Annotated[int | None, By(metavar="Q", help_behavior_hint="(default: no limit)")] = None
+    """Queries in all that an attack may ask."""
+    split: Literal["paper", "even"] = "paper"
+    """Of faces: 7 images a person to train on, or 5."""
+    recipe: Annotated[str, By(metavar="CHANGES", help_behavior_hint="(default: none)")] = ""
+    """Changes to the usual recipe, such as epochs=50,label_smoothing=0.1; not of faces."""
+    faces: Literal["few", "all"] = "few"
+    """Faces that pictures show: 8 at most, or all."""
+    seed: int = 0
+    """Decides split, weights, starts and draws."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    root: Root = None
+    """Folder of zoos."""
+    data_root: DataRoot = None
+    """Folder of data files."""
+    out: Annotated[
+        Path | None, By(metavar="DIR", help_behavior_hint="(default: runs/TIME-invert-DATA-NET)")
+    ] = None
+    """Folder for the results; attacks that are finished there are not run again."""

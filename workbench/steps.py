@@ -37,6 +37,7 @@ from workbench.table import table
 MASKS: dict[str, Any] = {
     "temperature": (masks.temperature, float),
     "round_to": (masks.round_to, int),
+    "round_by": (masks.round_by, float),
     "top_k": (masks.top_k, int),
     "noise": (masks.noise, float),
 }

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from glasslab.data import Data, all_classes
+from glasslab.datasets.basket import basket
 from glasslab.datasets.bundled import breast_cancer, digits
 from glasslab.datasets.fetched import adult, lfw, olivetti
 from glasslab.datasets.local import folder, npz
@@ -10,7 +11,7 @@ from glasslab.datasets.place import home
 from glasslab.datasets.privacytrustlab import location30, purchase100, texas100
 from glasslab.datasets.vision import cifar10, cifar100, fashion_mnist, mnist, svhn
 
-BUNDLED = {"digits": digits, "breast_cancer": breast_cancer}  # inside scikit-learn
+BUNDLED = {"digits": digits, "breast_cancer": breast_cancer, "basket": lambda: basket(10_000)}  # no file
 FILES = {
     "olivetti": olivetti,
     "lfw": lfw,

@@ -46,7 +46,7 @@ def wrong(request, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "Expected one of {compare, train, attack, experiment, zoo}"),
+        ("", "Expected one of {compare, train, attack, experiment, invert, zoo}"),
         ("comprae", "comprae"),
         ("compare --shdows 3", "--shdows, 3 (did you mean --shadows?)"),
         ("compare --shadows few", "--shadows"),

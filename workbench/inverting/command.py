@@ -1,0 +1,317 @@
+"""`glasslab invert`: rebuilds an input of each label, prints the table, keeps images, numbers and pictures.
+
+In the folder: invert.json (rows, curves, manifest), images.safetensors, sheet.png, convergence.png. An attack
+that is finished there with the same settings is read, not run again.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+import tempfile
+import warnings
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glasslab.checks import Floored
+from glasslab.datasets import load
+from glasslab.recon_rows import Row
+from glasslab.results import provenance, strict
+from inversion.result import Inversion
+from workbench import steps
+from workbench.inverting import attacks, measured, pictures
+from workbench.inverting.measured import Line, Measured
+from workbench.inverting.victim import FACES, Victim, victim
+from workbench.options import InvertOptions
+from workbench.steps import Stopped
+
+FEW = 8  # faces, and labels, in a picture
+PLACES = ("out", "root", "data_root", "faces", "device", "attack")  # change no image
+
+
+def invert(options: InvertOptions) -> int:
+    """Runs it; 0. Raises ValueError, before any training, for what cannot be."""
+    table, start = attacks.chosen(options.attack), perf_counter()
+    apart = any(row.prior for row in table.values())
+    _refuse_early(options, apart)
+    held = victim(options, apart=apart)
+    y = labels_of(options.labels, held.data.classes).to(held.data.y.device)
+    folder = (
+        options.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-invert-{held.data.name}-{held.net}"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Inversion] = {}
+    seconds: dict[str, float] = {}
+    notes: dict[str, list[str]] = {}
+    for name in table:
+        try:
+            found[name], seconds[name], notes[name] = _run(held, options, name, y, folder)
+        except KeyboardInterrupt:
+            kept = ", ".join(found) or "no attack"
+            raise Stopped(f"{kept} finished and kept in {folder}; with --out {folder} it goes on") from None
+    lines, columns = _told(held, options, found, seconds, notes)
+    command = shlex.join(["glasslab", *sys.argv[1:]])
+    manifest = provenance(seed=options.seed, device=str(held.data.x.device), command=command) | held.about
+    manifest |= {"net": held.net, "seconds": perf_counter() - start}
+    _save(
+        folder,
+        options,
+        held,
+        {"manifest": manifest, "rows": lines, "curves": measured.curves(found)},
+        columns,
+    )
+    width = None if sys.stdout.isatty() else steps.WIDTH
+    Console(width=width).print(_table(lines, manifest))
+    steps.say(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 0
+
+
+def _refuse_early(options: InvertOptions, apart: bool) -> None:
+    """Raises ValueError before anything is trained."""
+    steps.masks_of(options.mask)
+    classes = load(options.data, options.data_root).classes
+    labels_of(options.labels, classes // 2 if apart else classes)
+    numbers = {
+        "rate": options.rate,
+        "width": options.width,
+        "pairs": options.pairs,
+        "steps": options.steps or 1,
+    }
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def labels_of(words: str, classes: int) -> Int[Tensor, "c"]:
+    """Labels such as 0,3,7; "all" are 0 to classes - 1. Raises ValueError for others, and for none."""
+    if words == "all":
+        return torch.arange(classes)
+    try:
+        some = [int(word) for word in words.split(",") if word.strip()]
+    except ValueError:
+        some = []
+    if not some or len(set(some)) < len(some) or not all(0 <= label < classes for label in some):
+        raise ValueError(f"labels must be all, or distinct ones of 0 to {classes - 1}, got {words!r}")
+    return torch.tensor(some)
+
+
+def _run(
+    held: Victim, options: InvertOptions, name: str, y: Int[Tensor, "c"], folder: Path
+) -> tuple[Inversion, float, list[str]]:
+    """Reads what is there, else runs the attack behind a clock, and keeps what it found."""
+    path = folder / f"{name}-{_key(held, options, name)}.safetensors"
+    if path.exists():
+        steps.say(f"{name}: read from {path.name}")
+        return _read(path)
+    steps.say(f"{name} on {len(y)} labels: {_ahead(held, options, name, y)}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    begun = perf_counter()
+    with (
+        Progress(
+            *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
+        ) as bar,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always", Floored)
+        bar.add_task(name, total=None)
+        found = attacks.ATTACKS[name].run(held, options, y)
+    took = perf_counter() - begun
+    said = list(dict.fromkeys(str(w.message) for w in caught))
+    _keep(path, found, took, said)
+    return found, took, said
+
+
+def _ahead(held: Victim, options: InvertOptions, name: str, y: Int[Tensor, "c"]) -> str:
+    """Seconds and queries that MI-FACE will take at most, from a few of its steps; words for the others."""
+    if name != "miface":
+        return "the net's prior and the search take seconds to minutes"
+    made = options.steps or attacks.ASKED[options.gradient]
+    few = 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Floored)
+        attacks.by_miface(held, options, y, steps=1)  # what is loaded late
+        begun = perf_counter()
+        probe = attacks.by_miface(held, options, y, steps=few)
+    each = (perf_counter() - begun) / few
+    asked = int(probe.queries.sum()) // (few + 1) * (made + 1)
+    asks = f", {asked:,} queries" if asked else ""
+    return f"at most {made:,} steps, about {steps._time(each * made)} in all{asks}"
+
+
+def _told(
+    held: Victim,
+    options: InvertOptions,
+    found: dict[str, Inversion],
+    seconds: dict[str, float],
+    notes: dict[str, list[str]],
+) -> tuple[list[Line], dict[str, Float[Tensor, "n *d"]]]:
+    """Rows of the table, and the images beside each other."""
+    lines: list[Line] = []
+    columns: dict[str, Tensor] = {}
+    for name, each in found.items():
+        first = _first_step(held, options, each.y)
+        rows = measured.references(held, each, first, options.seed)
+        row = measured.measured(held, name, Row(each.x, each.y, False))
+        line = row.line(options.seed) | {"attack": name, "notes": "; ".join(notes[name]) or None}
+        line |= measured.cost(held, each, seconds[name], attacks.access_of(name, options))
+        for rival in measured.RIVALS:
+            line |= measured.against(row, rows[rival], options.seed)
+        lines += [line, *(other.line(options.seed) | {"attack": name} for other in rows.values())]
+        columns |= _images(held, each, name, rows, columns)
+    return measured.flat(lines), columns
+
+
+def _first_step(held: Victim, options: InvertOptions, y: Int[Tensor, "n"]) -> Float[Tensor, "n *d"]:
+    """One white-box step for each label, in the order of y, where several may share it."""
+    labels, place = y.unique(return_inverse=True)
+    plain = InvertOptions(**(vars(options) | {"gradient": "autograd", "literal_gamma": None}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Floored)
+        return attacks.by_miface(held, plain, labels, steps=1).x[place]
+
+
+def _images(
+    held: Victim, each: Inversion, name: str, rows: dict[str, Measured], before: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """One image a label, the first; what is private or shared by all attacks comes once."""
+    first = torch.stack([(each.y == label).nonzero()[0, 0] for label in each.y.unique()])
+    x, y = each.x[first].float(), each.y[first]
+    shared = {
+        "nearest original": measured.nearest_private(held, x, y),
+        "class mean": rows["class mean"].row.x[first],
+        "one step": rows["one step"].row.x[first],
+    }
+    return ({} if before else shared) | {name: x}
+
+
+def _key(held: Victim, options: InvertOptions, name: str) -> str:
+    """Of everything that decides the images."""
+    said = {k: str(v) for k, v in asdict(options).items() if k not in PLACES}
+    text = json.dumps([name, said, held.about["data"], held.about["public"]], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _keep(path: Path, found: Inversion, seconds: float, notes: list[str]) -> None:
+    tensors = {
+        n: getattr(found, n).contiguous() for n in ("x", "y", "cost", "confidence", "steps", "queries")
+    }
+    tensors |= {} if found.curve is None else {"curve": found.curve.contiguous()}
+    words = {
+        "stop_reason": json.dumps(found.stop_reason),
+        "notes": json.dumps(notes),
+        "seconds": repr(seconds),
+    }
+    scratch = path.with_suffix(".new")
+    save_file(tensors, scratch, metadata=words)
+    os.replace(scratch, path)
+
+
+def _read(path: Path) -> tuple[Inversion, float, list[str]]:
+    with safe_open(path, "pt") as file:
+        words = file.metadata()
+        tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    reasons, notes = (json.loads(words[name]) for name in ("stop_reason", "notes"))
+    return Inversion(**tensors, stop_reason=tuple(reasons)), float(words["seconds"]), notes
+
+
+def _save(
+    folder: Path,
+    options: InvertOptions,
+    held: Victim,
+    document: dict[str, Any],
+    columns: dict[str, Float[Tensor, "n *d"]],
+) -> None:
+    """Each file whole or not at all; numbers first, pictures from the same columns."""
+    said = document["manifest"]["command"]
+    count = len(next(iter(columns.values())))
+    some = count if options.faces == "all" or held.data.name != FACES else min(FEW, count)
+    labels = labels_of(options.labels, held.data.classes).tolist()
+    figures: dict[str, Figure] = {"convergence.png": pictures.convergence(document["curves"], said)}
+    if len(held.data.shape) == 3:
+        shown = {name: images[:some] for name, images in columns.items()}
+        figures["sheet.png"] = pictures.sheet(shown, sorted(labels)[:some], said)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        parts = Path(scratch)
+        (parts / "invert.json").write_text(json.dumps(strict(document), indent=1, allow_nan=False) + "\n")
+        for name, figure in figures.items():
+            figure.savefig(parts / name, dpi=150)
+        for part in list(parts.iterdir()):
+            os.replace(part, folder / part.name)
+
+
+def _table(lines: list[Line], manifest: dict[str, Any]) -> Table:
+    """An attack and its reference rows in a block."""
+    drawn = Table(box=box.SIMPLE_HEAD, padding=0, caption_justify="left", caption_style="")
+    drawn.add_column("attack\n[dim]access[/]", overflow="fold", max_width=22)
+    heads = (
+        "nearest\nid",
+        "judge\nacc@1",
+        "judge\nacc@5",
+        "feature\ndistance",
+        "gap\n ",
+        "ssim\n ",
+        "corr.\n ",
+    )
+    for head in (*heads, "conf.\n ", "steps\n ", "queries\n ", "seconds\n "):
+        drawn.add_column(head, justify="right", no_wrap=True)
+    names = ("nearest_id", "judge_acc1", "judge_acc5", "feature_distance", "gap", "ssim", "correlation")
+    for line in lines:
+        attack = line["row"] == line["attack"]
+        title = f"{line['row']}\n[dim]{line['access']}[/]" if attack else f"  {line['row']}"
+        title += " [dim](reference)[/]" if line["reference"] else ""
+        cells = [_number(line[name]) for name in names] + [_number(line.get("confidence"))]
+        cells += [_count(line.get(name)) for name in ("steps", "queries")]
+        cells.append("-" if line.get("seconds") is None else f"{line['seconds']:.1f}")
+        drawn.add_row(title, *cells, style=None if attack else "dim")
+        if line is lines[-1] or lines[lines.index(line) + 1]["attack"] != line["attack"]:
+            drawn.add_section()
+    drawn.caption = "\n".join(_caption(lines, manifest))
+    return drawn
+
+
+def _caption(lines: list[Line], manifest: dict[str, Any]) -> list[str]:
+    right = manifest["accuracy"]
+    said = [
+        f"{manifest['data']['name']}, {manifest['net']}: accuracy {right['train']:.1%} on "
+        f"{manifest['trained']:,} training records, {right['comparison']:.1%} on "
+        f"{manifest['comparison']:,} that nobody saw; "
+        f"judge {manifest['judge_accuracy']:.1%} there; public: {manifest['public']}"
+    ]
+    for line in (line for line in lines if line["row"] == line["attack"]):
+        for rival in measured.RIVALS:
+            key = rival.replace(" ", "_")
+            p = (line[f"p_{kind}_{key}"] for kind in ("distance", "gap", "identification"))
+            said.append(
+                f"{line['attack']} against {rival}: {line[f'against_{key}']} "
+                f"(p {', '.join(f'{value:.3g}' for value in p)}: distance, gap, identification)"
+            )
+        reasons = ", ".join(f"{name} {count}" for name, count in line["stop_reasons"].items())
+        auc = _number(line["membership_auc"])
+        said.append(f"{line['attack']}: stopped by {reasons}; as a membership score AUC {auc}")
+        said += [f"! {line['attack']}: {line['notes']}"] if line["notes"] else []
+    said += [f"! {manifest['judge_warning']}"] if manifest["judge_warning"] else []
+    said.append(f"seed {manifest['seed']}, commit {manifest['commit']}, {manifest['seconds']:.0f} s")
+    return [*said, manifest["command"]]
+
+
+def _number(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _count(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
