@@ -11,9 +11,7 @@ the weights on three nets, estimated gradients and labels alone, on faces and di
 
 import json
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
@@ -26,18 +24,17 @@ from torch import nn
 
 from benchmark import peer, record
 from benchmark.measure import measured as timed
-from glasslab.checks import Floored
 from glasslab.datasets import load
 from glasslab.faces import face_model, per_class
 from glasslab.nets import Dae
 from glasslab.oracle import forward
-from glasslab.recon_rows import Row as Images
 from glasslab.split import stream
 from inversion.gradient import autograd
 from inversion.miface import miface
 from inversion.process import through
 from workbench.evidence import one_thread
-from workbench.inverting import attacks, measured
+from workbench.inverting import attacks
+from workbench.inverting.told import told
 from workbench.inverting.victim import victim
 from workbench.options import InvertOptions
 
@@ -129,21 +126,8 @@ def law() -> list[Row]:
 
 def table(options: InvertOptions, name: str = "miface") -> list[Row]:
     """One attack with its reference rows, as `glasslab invert` measures them."""
-    apart = attacks.ATTACKS[name].prior
-    held = victim(options, apart=apart)
-    y = torch.arange(held.data.classes)
-    begun = perf_counter()
-    with warnings.catch_warnings(), one_thread():
-        warnings.simplefilter("ignore", Floored)
-        found = attacks.ATTACKS[name].run(held, options, y)
-        seconds = perf_counter() - begun
-        plain = replace(options, gradient="autograd", literal_gamma=None)
-        first = attacks.by_miface(held, plain, y, steps=1)
-    rows = measured.references(held, found, first.x, options.seed)
-    own = measured.measured(held, name, Images(found.x, found.y, False))
-    line = own.line(options.seed) | measured.cost(held, found, seconds, attacks.access_of(name, options))
-    for rival in measured.RIVALS:
-        line |= measured.against(own, rows[rival], options.seed)
+    held = victim(options, apart=attacks.ATTACKS[name].prior)
+    lines = told(held, options, name).lines
     said = {
         "data": options.data,
         "net": held.net,
@@ -154,7 +138,7 @@ def table(options: InvertOptions, name: str = "miface") -> list[Row]:
         "train_accuracy": held.about["accuracy"]["train"],
         "judge_accuracy": held.about["judge_accuracy"],
     }
-    out = [said | line, *(said | other.line(options.seed) for other in rows.values())]
+    out = [said | line for line in lines]
     for each in out:
         keys = ("data", "net", "attack", "row", "nearest_id", "judge_acc1", "feature_distance", "confidence")
         say({key: each.get(key) for key in (*keys, "queries", "seconds", "against_one_step")})

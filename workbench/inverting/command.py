@@ -30,12 +30,12 @@ from torch import Tensor
 
 from glasslab.checks import Floored
 from glasslab.datasets import load
-from glasslab.recon_rows import Row
 from glasslab.results import provenance, strict
 from inversion.result import Inversion
 from workbench import steps
-from workbench.inverting import attacks, measured, pictures
-from workbench.inverting.measured import Line, Measured
+from workbench.inverting import attacks, measured, pictures, told
+from workbench.inverting.measured import Line
+from workbench.inverting.told import Told
 from workbench.inverting.victim import FACES, Victim, victim
 from workbench.options import InvertOptions
 from workbench.steps import Stopped
@@ -55,24 +55,24 @@ def invert(options: InvertOptions) -> int:
         options.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-invert-{held.data.name}-{held.net}"
     )
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Inversion] = {}
-    seconds: dict[str, float] = {}
-    notes: dict[str, list[str]] = {}
+    ready: dict[str, Told] = {}
     for name in table:
         try:
-            found[name], seconds[name], notes[name] = _run(held, options, name, y, folder)
+            ready[name] = told.told(held, options, name, _run(held, options, name, y, folder))
         except KeyboardInterrupt:
-            kept = ", ".join(found) or "no attack"
+            kept = ", ".join(ready) or "no attack"
             raise Stopped(f"{kept} finished and kept in {folder}; with --out {folder} it goes on") from None
-    lines, columns = _told(held, options, found, seconds, notes)
+    lines = measured.flat([line for each in ready.values() for line in each.lines])
+    columns = {name: x for each in ready.values() for name, x in each.images.items()}
     command = shlex.join(["glasslab", *sys.argv[1:]])
     manifest = provenance(seed=options.seed, device=str(held.data.x.device), command=command) | held.about
     manifest |= {"net": held.net, "seconds": perf_counter() - start}
+    curves = measured.curves({name: each.found for name, each in ready.items()})
     _save(
         folder,
         options,
         held,
-        {"manifest": manifest, "rows": lines, "curves": measured.curves(found)},
+        {"manifest": manifest, "rows": lines, "curves": curves},
         columns,
     )
     width = None if sys.stdout.isatty() else steps.WIDTH
@@ -120,18 +120,11 @@ def _run(
         return _read(path)
     steps.say(f"{name} on {len(y)} labels: {_ahead(held, options, name, y)}")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    begun = perf_counter()
-    with (
-        Progress(
-            *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
-        ) as bar,
-        warnings.catch_warnings(record=True) as caught,
-    ):
-        warnings.simplefilter("always", Floored)
+    with Progress(
+        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
+    ) as bar:
         bar.add_task(name, total=None)
-        found = attacks.ATTACKS[name].run(held, options, y)
-    took = perf_counter() - begun
-    said = list(dict.fromkeys(str(w.message) for w in caught))
+        found, took, said = told.run(held, options, name, y)
     _keep(path, found, took, said)
     return found, took, said
 
@@ -151,52 +144,6 @@ def _ahead(held: Victim, options: InvertOptions, name: str, y: Int[Tensor, "c"])
     asked = int(probe.queries.sum()) // (few + 1) * (made + 1)
     asks = f", {asked:,} queries" if asked else ""
     return f"at most {made:,} steps, about {steps._time(each * made)} in all{asks}"
-
-
-def _told(
-    held: Victim,
-    options: InvertOptions,
-    found: dict[str, Inversion],
-    seconds: dict[str, float],
-    notes: dict[str, list[str]],
-) -> tuple[list[Line], dict[str, Float[Tensor, "n *d"]]]:
-    """Rows of the table, and the images beside each other."""
-    lines: list[Line] = []
-    columns: dict[str, Tensor] = {}
-    for name, each in found.items():
-        first = _first_step(held, options, each.y)
-        rows = measured.references(held, each, first, options.seed)
-        row = measured.measured(held, name, Row(each.x, each.y, False))
-        line = row.line(options.seed) | {"attack": name, "notes": "; ".join(notes[name]) or None}
-        line |= measured.cost(held, each, seconds[name], attacks.access_of(name, options))
-        for rival in measured.RIVALS:
-            line |= measured.against(row, rows[rival], options.seed)
-        lines += [line, *(other.line(options.seed) | {"attack": name} for other in rows.values())]
-        columns |= _images(held, each, name, rows, columns)
-    return measured.flat(lines), columns
-
-
-def _first_step(held: Victim, options: InvertOptions, y: Int[Tensor, "n"]) -> Float[Tensor, "n *d"]:
-    """One white-box step for each label, in the order of y, where several may share it."""
-    labels, place = y.unique(return_inverse=True)
-    plain = InvertOptions(**(vars(options) | {"gradient": "autograd", "literal_gamma": None}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Floored)
-        return attacks.by_miface(held, plain, labels, steps=1).x[place]
-
-
-def _images(
-    held: Victim, each: Inversion, name: str, rows: dict[str, Measured], before: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """One image a label, the first; what is private or shared by all attacks comes once."""
-    first = torch.stack([(each.y == label).nonzero()[0, 0] for label in each.y.unique()])
-    x, y = each.x[first].float(), each.y[first]
-    shared = {
-        "nearest original": measured.nearest_private(held, x, y),
-        "class mean": rows["class mean"].row.x[first],
-        "one step": rows["one step"].row.x[first],
-    }
-    return ({} if before else shared) | {name: x}
 
 
 def _key(held: Victim, options: InvertOptions, name: str) -> str:
