@@ -7,6 +7,7 @@ import torch
 from glasslab.datasets.place import home
 from glasslab.recon_rows import Row
 from inversion.miface import miface
+from inversion.result import Inversion
 from workbench.cli import main
 from workbench.inverting import attacks, command, measured
 from workbench.inverting.victim import victim
@@ -188,3 +189,16 @@ def test_faces(tmp_path):
     assert own["miface"]["nearest_id"] >= 0.9
     assert own["one step"]["nearest_id"] >= 0.9
     assert own["other class"]["nearest_id"] <= 0.05
+
+
+def test_a_curve_keeps_its_ends():
+    """Of many steps some are kept, the first and the last among them, and none twice."""
+    held = torch.linspace(0, 1, 5000, dtype=torch.float64)[:, None].repeat(1, 2)
+    y, ends = torch.tensor([4, 7]), torch.tensor([5000, 3000])
+    nothing = torch.zeros(2, dtype=torch.float64)
+    found = Inversion(torch.zeros(2, 3), y, nothing, nothing, ends, 0 * ends, ("max_iter", "stall"), held)
+    lines = measured.curves({"miface": found})
+    assert [line["label"] for line in lines] == [4, 7]
+    assert lines[0]["steps"] == sorted(set(lines[0]["steps"]))
+    assert (lines[0]["steps"][0], lines[0]["steps"][-1]) == (1, 5000)
+    assert lines[0]["confidence"] == pytest.approx([held[s - 1, 0].item() for s in lines[0]["steps"]])

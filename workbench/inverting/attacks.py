@@ -78,7 +78,7 @@ def _by_miface(victim: Victim, options: InvertOptions, y: Int[Tensor, "c"], made
             literal_gamma=options.literal_gamma,
             process=process,
             process_every=max(options.process_every, 1),
-            watch=max(1, made // WATCHED),
+            watch=1,
         )
         return decoded(model, found)
     return miface(
@@ -92,7 +92,7 @@ def _by_miface(victim: Victim, options: InvertOptions, y: Int[Tensor, "c"], made
         start=start_of(victim, options),
         aux=victim.aux,
         seed=options.seed,
-        watch=max(1, made // WATCHED),
+        watch=1,
     )
 
 

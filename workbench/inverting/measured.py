@@ -3,6 +3,7 @@
 Rows marked `reference` read private data: nobody may take them for attacks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ Line = dict[str, Any]
 RATES = ("judge_acc1", "judge_acc5", "nearest_id")
 MEASURES = (*RATES, "feature_distance", "gap", "ssim", "psnr", "correlation")
 RIVALS = ("one step", "class mean")
+POINTS = 120  # of a curve
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,17 +130,21 @@ def membership_auc(victim: Victim, found: Inversion) -> float | None:
 
 
 def curves(found: dict[str, Inversion]) -> list[Line]:
-    """Confidence against the step, label by label."""
+    """Confidence against the step, label by label: at POINTS steps, close together where it begins."""
     out: list[Line] = []
     for name, each in found.items():
-        if each.curve is not None and len(each.curve):
-            top = int(each.steps.max())
-            stride = max(1, -(-top // len(each.curve)))
-            steps = [min((i + 1) * stride, top) for i in range(len(each.curve))]
-            out += [
-                {"row": name, "label": label, "steps": steps, "confidence": column}
-                for label, column in zip(each.y.tolist(), each.curve.T.tolist(), strict=True)
-            ]
+        if each.curve is None or not len(each.curve):
+            continue
+        k, top = len(each.curve), int(each.steps.max())
+        stride = max(1, -(-top // k))
+        some = torch.logspace(0, math.log10(k), POINTS).round().long().unique() - 1
+        steps = [min((i + 1) * stride, top) for i in some.tolist()]
+        out += [
+            {"row": name, "label": label, "steps": steps, "confidence": column}
+            for label, column in zip(
+                each.y.tolist(), each.curve[some.to(each.curve.device)].T.tolist(), strict=True
+            )
+        ]
     return out
 
 

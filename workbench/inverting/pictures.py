@@ -11,7 +11,7 @@ from torch import Tensor
 
 Images = Float[Tensor, "n *d"]
 SHADES = ("#1f5c26", "#9c3603", "#123f7a", "#5b2d82", "0.3", "0.6")
-PER_LABEL = 40  # curves of an attack that are told apart
+PER_LABEL, LONG = 40, 100  # curves of an attack that are told apart; steps from which the axis is a log
 
 
 def sheet(columns: Mapping[str, Images], labels: Sequence[int], said: str) -> Figure:
@@ -42,7 +42,8 @@ def convergence(curves: Sequence[Mapping[str, Any]], said: str) -> Figure:
         for i, curve in enumerate(own):
             label = name if not i else None
             axes.plot(curve["steps"], curve["confidence"], color=shade, linewidth=0.7, alpha=0.6, label=label)
-    axes.set(xlabel="step", ylabel="confidence in the label", ylim=(-0.02, 1.02))
+    scale = "log" if any(curve["steps"][-1] > LONG for curve in curves) else "linear"
+    axes.set(xlabel="step", ylabel="confidence in the label", ylim=(-0.02, 1.02), xscale=scale)
     if names:
         axes.legend(fontsize=8)
     figure.supxlabel(said, fontsize=6, color="0.35")
