@@ -110,7 +110,8 @@ def _least(row: Attack) -> str:
 
 def _asks(row: Attack) -> str:
     each = "up to --search" if row.asks is None else f"{row.asks} x queries" if row.repeats else str(row.asks)
-    return each + (", and aux once" if row.asks_aux else "")
+    made = f", and {row.asks_made} a record that it makes" if row.asks_made else ""
+    return each + (", and aux once" if row.asks_aux else "") + made
 
 
 TABLES: dict[str, tuple[Path, tuple[str, ...], Callable[..., str]]] = {

@@ -61,7 +61,7 @@ class round_to:
 
 @dataclass(frozen=True)
 class round_by:
-    """The nearest multiple of r, half to even, and 1 at most; rows need not sum to 1 any more.
+    """The nearest multiple of r, and 1 at most; rows need not sum to 1 any more.
 
     ValueError unless 0 < r <= 1.
     """

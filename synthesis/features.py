@@ -17,7 +17,7 @@ from glasslab.data import Data
 from synthesis.kinds import Binary, Feature, OneOf, Pixel, Ranged
 
 Features = Sequence[Feature]
-Numbers = float | Sequence[float] | Tensor
+Numbers = float | int | Sequence[float | int] | Tensor
 Columns = Sequence[int] | Tensor | None
 
 
@@ -222,5 +222,6 @@ def _breadth(features: Features) -> int:
 
 
 def _placed(f: Feature, device: torch.device | str) -> Feature:
-    held: dict[str, Any] = {a.name: getattr(f, a.name) for a in fields(f)}
-    return replace(f, **{name: v.to(device) for name, v in held.items() if isinstance(v, Tensor)})
+    held = {a.name: getattr(f, a.name) for a in fields(f)}
+    here: dict[str, Any] = {name: v.to(device) for name, v in held.items() if isinstance(v, Tensor)}
+    return replace(f, **here)

@@ -34,11 +34,11 @@ class Synthetic:
     def __post_init__(self) -> None:
         if int(self.success.sum()) != len(self.x) or len(self.reason) != len(self.wanted):
             raise ValueError(
-                f"x must hold a record a success, and reason one a wanted record, got {len(self.x)} records of "
+                f"x must hold a record a success, reason one a wanted record, got {len(self.x)} records of "
                 f"{int(self.success.sum())} successes and {len(self.reason)} of {len(self.wanted)} reasons"
             )
 
-    def per_class(self) -> list[dict[str, float]]:
+    def per_class(self) -> list[dict[str, int | float]]:
         """A row a wanted label: wanted, made, success (share), mean and total queries, mean confidence.
 
         The queries count those of records that failed; the mean confidence is NaN where none was made.
@@ -79,7 +79,7 @@ class Synthetic:
         return Data(self.x, self.y, classes, f"synthetic:{self.method}")
 
 
-def labels(n: int, classes: int, *, prior: Sequence[float] | None = None) -> Int[Tensor, "{n}"]:
+def labels(n: int, classes: int, *, prior: Sequence[float | int] | None = None) -> Int[Tensor, "{n}"]:
     """The labels of n wanted records, sorted: as equal numbers as may be, or in the shares of `prior`.
 
     The largest remainders get what rounding leaves. Raises ValueError unless prior holds `classes` shares.

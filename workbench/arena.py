@@ -33,9 +33,23 @@ class Arena:
     left_out: bool
 
 
-def arena(zoo: Zoo, *, shadows: Zoo | None, queries: int, mask: Sequence[Mask], evaluate: Evaluate) -> Arena:
-    """Raises ValueError where the zoo has no targets, or no shadows to leave out."""
+def arena(
+    zoo: Zoo,
+    *,
+    shadows: Zoo | Sequence[Zoo] | None,
+    queries: int,
+    mask: Sequence[Mask],
+    evaluate: Evaluate,
+) -> Arena:
+    """`shadows`: of another zoo, or of one zoo a target. Raises ValueError where the zoo has no targets or no
+    shadows to leave out, and where zoos are not as many as targets.
+    """
     left_out, source = evaluate == "leave-one-out", zoo if shadows is None else shadows
+    each = source if isinstance(source, Sequence) else [source] * len(zoo.target_member)
+    if len(each) != len(zoo.target_member):
+        raise ValueError(
+            f"shadows must be one zoo a target, {len(zoo.target_member)} of them, got {len(each)}"
+        )
     if evaluate not in ("targets", "leave-one-out"):
         raise ValueError(f"evaluate must be 'targets' or 'leave-one-out', got {evaluate!r}")
     if left_out and shadows is not None:
@@ -48,7 +62,7 @@ def arena(zoo: Zoo, *, shadows: Zoo | None, queries: int, mask: Sequence[Mask], 
         if left_out:
             one = mock_game(zoo, a, mask=mask, weights=True, known=True, queries=queries)
         else:
-            one = game(zoo, a, shadows=shadows, mask=mask, weights=True, known=True, queries=queries)
+            one = game(zoo, a, shadows=each[a], mask=mask, weights=True, known=True, queries=queries)
         return watched(one, zoo, of, a)
 
     mine = not left_out and source is zoo
@@ -61,7 +75,7 @@ def arena(zoo: Zoo, *, shadows: Zoo | None, queries: int, mask: Sequence[Mask], 
         lambda: mock_games(zoo, kept(0)) if mocks else iter(()),
         zoo.shadow_member[mocks],
         _held(kept(0), queries),
-        len(source.shadow_member) - 2 * left_out,
+        (len(zoo.shadow_member) - 2) if left_out else len(each[0].shadow_member),
         left_out,
     )
 

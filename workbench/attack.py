@@ -51,7 +51,8 @@ class Attack:
     held; a mock target, which has fewer shadows, takes them from the real game.
 
     `asks` is how often it asks the target about a candidate, times the game's queries if it `repeats`; None
-    for one that searches: its run takes `budget`, the most that it may ask. `asks_aux`: the same of aux.
+    for one that searches: its run takes `budget`, the most that it may ask. `asks_aux`: the same of aux;
+    `asks_made`: at most, of each record that it makes, as many as candidates.
     `costly`: it asks around each record, trains for each target anew, or asks the shadows for features, so
     "standard" leaves it out, and no mock target plays.
     """
@@ -64,6 +65,7 @@ class Attack:
     holds: str = "probabilities"
     asks: int | None = 1
     asks_aux: int = 0
+    asks_made: int = 0
     repeats: bool = False
     decision: float | None = None
     control: bool = False

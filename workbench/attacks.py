@@ -8,13 +8,22 @@ from workbench.blackbox_outputs import OUTPUTS
 from workbench.blackbox_reference import REFERENCE
 from workbench.blackbox_search import SEARCH
 from workbench.inversions import INVERSIONS
+from workbench.synthesised import SYNTHESISED
 from workbench.whitebox_learned import LEARNED
 from workbench.whitebox_weights import WEIGHTS
 
 __all__ = ["ATTACKS", "Attack", "Needs", "asked", "chosen", "unmet"]
 
-ATTACKS: Mapping[str, Attack] = {**OUTPUTS, **REFERENCE, **SEARCH, **WEIGHTS, **LEARNED, **INVERSIONS}
-SETS = ("default", "standard", "all", "blackbox", "whitebox", "inversion")
+ATTACKS: Mapping[str, Attack] = {
+    **OUTPUTS,
+    **REFERENCE,
+    **SEARCH,
+    **WEIGHTS,
+    **LEARNED,
+    **INVERSIONS,
+    **SYNTHESISED,
+}
+SETS = ("default", "standard", "all", "blackbox", "whitebox", "inversion", "synthesis")
 LENIENT = SETS[1:]  # in which an attack that lacks something is a row with an error
 
 

@@ -44,15 +44,24 @@ def compare(
     Without a flag: scikit-learn's digits, about two minutes on two cores. Ctrl-C loses nothing.
 
     Args:
-        attacks: default, standard (all but the costly), all, blackbox, whitebox, inversion, or names.
+        attacks: default, standard (all but the costly), all, a family, or names joined by commas.
     """
-    from workbench import steps
+    from workbench import scarce, steps
     from workbench.recipes import SIZES
 
     order, size = steps.ordered(zoo), SIZES[zoo.size]
-    names = _split(attacks or size.attacks)
     queries = order.queries if attack.queries is None else attack.queries
     search = size.search if attack.search is None else attack.search
+    how = scarce.scarcity(attack.shadow_data)
+    if how is not None:
+        some = _split(attacks or ",".join(scarce.PLAYED))
+        m = scarce.USUAL if zoo.shadows is None else zoo.shadows
+        steps.refuse_early(order, some, queries, search, attack.mask, attack.evaluate, inside=False)
+        order.settings["shadows"] = 0
+        held = steps.trained(order)
+        shadows = scarce.shadow_zoos(held, how, m, order.settings)
+        return steps.compared(held, some, attack, queries=queries, search=search, shadows=shadows)
+    names = _split(attacks or size.attacks)
     steps.refuse_early(order, names, queries, search, attack.mask, attack.evaluate)
     return steps.compared(steps.trained(order), names, attack, queries=queries, search=search)
 
@@ -78,7 +87,7 @@ def attack(
     """Run the attacks named on a zoo that is trained.
 
     Args:
-        names: One or more attacks; or default, standard, all, blackbox, whitebox, inversion.
+        names: One or more attacks; or default, standard, all, or a family.
         zoo: Folder of the zoo whose targets are attacked.
         shadow_zoo: Folder of another zoo whose shadows the attacker holds.
         data_root: Folder of data files.
@@ -101,7 +110,7 @@ def experiment(
     out: Out = None,
 ) -> int:
     """Run an experiment of the literature: metric-attacks, gap, transfer-architecture, transfer-data,
-    overfitting, precision-cdf, entropy, records, ablations, layers, calibration.
+    overfitting, precision-cdf, entropy, records, ablations, layers, calibration, rounding, smoothing.
 
     Trains the zoos that are missing, prints a short table, keeps all rows, their manifest and a picture.
     Without a flag: scikit-learn's digits, a minute or two on two cores.

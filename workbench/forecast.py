@@ -11,6 +11,7 @@ from workbench.attack import Attack, Needs, asked
 from workbench.blackbox_search import DISTILLED
 
 TIMED = 1024  # rows
+SYNTHETIC = 4  # shadows of records that an attacker makes
 SCORED = 30e-6  # seconds a record, target and attack: scores of targets and mock targets, intervals
 
 
@@ -30,6 +31,11 @@ def forecast(
     again = [(row, asked(row, held, search)) for row in attacks.values()]
     queries = targets * n * sum(each for row, each in again if each > 1)
     seconds = queries * _a_query(design, device) if queries else 0.0
+    made = [row for row in attacks.values() if row.family == "synthesis"]
+    if made:
+        pool, recipe = design.pool, replace(design.recipe, patience=0)
+        each = estimate(design.net, recipe, pool.x, pool.y, SYNTHETIC, device)
+        seconds += targets * len(made) * each
     if "ye-d" in attacks:
         recipe, aux = replace(design.recipe, patience=0), design.aux
         seconds += targets * estimate(design.net, recipe, aux.x, aux.y, DISTILLED, device)

@@ -56,6 +56,9 @@ class AttackOptions:
     """What the interface hides, from left to right: temperature:5 round_to:3 top_k:3 noise:0.2."""
     search: Annotated[int | None, By(metavar="N", help_behavior_hint="(default: the size's)")] = None
     """Queries a record that an attack may spend on a search around it (boundary, noise, merlin, morgan)."""
+    shadow_data: str = "real"
+    """What shadows learn (compare): real records, or those that an attacker makes: hillclimb, marginals or
+    noisy:0.1. Then each target has shadows of its own, 16 unless --shadows says otherwise."""
     evaluate: Evaluate = "targets"
     """Models outside the shadows' design, or each shadow in its turn."""
     out: Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: runs/TIME-DATA-NET)")] = None

@@ -81,7 +81,7 @@ def price(attack: Attack, game: Game, search: int) -> int:
     if attack.access in ("nothing", "weights"):
         return 0
     each = asked(attack, Needs(queries=game.shadows.z.shape[2]), search)
-    return len(game.y) * each + len(game.aux) * attack.asks_aux
+    return len(game.y) * (each + attack.asks_made) + len(game.aux) * attack.asks_aux
 
 
 def play(

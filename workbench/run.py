@@ -34,7 +34,7 @@ def compare(
     zoo: Zoo,
     attacks: str | Sequence[str] = "default",
     *,
-    shadows: Zoo | None = None,
+    shadows: Zoo | Sequence[Zoo] | None = None,
     queries: int = 1,
     mask: Sequence[Mask] = (),
     evaluate: Evaluate = "targets",
@@ -47,9 +47,9 @@ def compare(
     """One row an (attack, target). `.attrs` holds "summary" (a row an attack, targets pooled) and "manifest".
 
     `attacks` are names, or "default", "standard" (all but the costly ones), "all", or a family's. `shadows`:
-    those of another zoo attack this zoo's targets. `search`: queries a candidate that an attack may spend
-    around it. Columns `*_transferred` take their thresholds from mock targets. `out`: the folder where the
-    run is kept, also when Ctrl-C stops it; `command` stands in its manifest.
+    those of another zoo attack this zoo's targets, or those of one zoo a target. `search`: queries that an
+    attack may spend around a candidate. Columns `*_transferred` take their thresholds from mock targets.
+    `out`: the folder where the run is kept, also when Ctrl-C stops it; `command` stands in its manifest.
 
     An attack that raises gives rows with an `error`; so does, in a set, one that lacks something. Raises
     ValueError for an unknown attack, for one asked for by name that lacks something, and for search below 2.
@@ -184,7 +184,7 @@ def _curves(zoo: Zoo, ring: Arena, held: Results, mask: Sequence[Mask]) -> pd.Da
     return joined(drawn)
 
 
-def _about(zoo: Zoo, ring: Arena, shadows: Zoo | None) -> dict[str, Any]:
+def _about(zoo: Zoo, ring: Arena, shadows: Zoo | Sequence[Zoo] | None) -> dict[str, Any]:
     """Which models, on which records."""
     data, parts = zoo.data, zoo.split
     about = {
@@ -201,7 +201,11 @@ def _about(zoo: Zoo, ring: Arena, shadows: Zoo | None) -> dict[str, Any]:
         "targets": len(ring.truth),
         "mock_targets": len(ring.mock_truth),
     }
-    return about | ({"shadow_zoo": shadows.key} if shadows is not None else {})
+    if shadows is None:
+        return about
+    if isinstance(shadows, Zoo):
+        return about | {"shadow_zoo": shadows.key}
+    return about | {"shadow_zoos": [each.key for each in shadows], "shadow_data": shadows[0].data.name}
 
 
 @contextmanager

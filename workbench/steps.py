@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,11 @@ def refuse_early(
     search: int,
     mask: Sequence[str],
     evaluate: Evaluate,
+    *,
+    inside: bool = True,
 ) -> None:
     """Raises ValueError, before anything is trained, for a wrong mask or search, and for an attack asked by
-    name that could not run.
+    name that could not run; with `inside` False no shadow has learned a candidate.
     """
     masks_of(mask)
     check_search(search)
@@ -91,6 +93,7 @@ def refuse_early(
     aux = round(0.2 * len(order.data))
     left_out = evaluate == "leave-one-out"
     held = holdings(order.settings["shadows"], aux, queries, order.data.x, left_out=left_out)
+    held = held if inside else replace(held, n_in=0)
     able(chosen(attacks), held, strict=demanded(attacks))
 
 
@@ -118,13 +121,14 @@ def compared(
     *,
     queries: int = 1,
     search: int = SEARCH,
-    shadows: Zoo | None = None,
+    shadows: Zoo | Sequence[Zoo] | None = None,
 ) -> int:
     """Says what it takes, runs the attacks, prints the table and where the files lie.
 
     1 where an attack raised, else 0.
     """
-    announce(zoo, attacks, queries, search, options.evaluate)
+    held_by = shadows[0] if isinstance(shadows, Sequence) else shadows or zoo
+    announce(zoo, attacks, queries, search, options.evaluate, len(held_by.shadow_member))
     net = str(zoo.recipe.key()["net"]).rsplit(".", 1)[-1]
     data = zoo.data.name.split(":")[0]
     out = options.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{data}-{net}"
@@ -153,14 +157,16 @@ def compared(
     return int(failed.any())
 
 
-def announce(zoo: Zoo, attacks: str | Sequence[str], queries: int, search: int, evaluate: Evaluate) -> None:
+def announce(
+    zoo: Zoo, attacks: str | Sequence[str], queries: int, search: int, evaluate: Evaluate, shadows: int
+) -> None:
     """One line: how many attacks, on how many targets, about how long.
 
     White-box attacks are not timed: they train nets of their own.
     """
     rows, left_out = chosen(attacks), evaluate == "leave-one-out"
     targets = len(zoo.shadow_member if left_out else zoo.target_member)
-    held = holdings(len(zoo.shadow_member), len(zoo.aux), queries, zoo.pool.x, left_out=left_out)
+    held = holdings(shadows, len(zoo.aux), queries, zoo.pool.x, left_out=left_out)
     able_ones = {name: row for name, row in rows.items() if not unmet(row, held)}
     ahead = forecast(able_ones, zoo.design, held, targets, search, zoo.device)
     asks = f", {ahead.queries:,} queries beyond the plain ones" if ahead.queries else ""

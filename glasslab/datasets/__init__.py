@@ -1,5 +1,7 @@
 """`load(name)`: the data sets one can ask for by name, all as `Data` with labels 0 .. classes - 1."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from glasslab.data import Data, all_classes
@@ -11,7 +13,11 @@ from glasslab.datasets.place import home
 from glasslab.datasets.privacytrustlab import location30, purchase100, texas100
 from glasslab.datasets.vision import cifar10, cifar100, fashion_mnist, mnist, svhn
 
-BUNDLED = {"digits": digits, "breast_cancer": breast_cancer, "basket": lambda: basket(10_000)}  # no file
+BUNDLED: dict[str, Callable[[], Data]] = {  # no file of their own
+    "digits": digits,
+    "breast_cancer": breast_cancer,
+    "basket": partial(basket, 10_000),
+}
 FILES = {
     "olivetti": olivetti,
     "lfw": lfw,

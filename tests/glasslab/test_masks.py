@@ -6,11 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glasslab import masks
-from glasslab.masks import _normal_of_rows, noise, round_to, temperature, top_k
+from glasslab.masks import _normal_of_rows, noise, round_by, round_to, temperature, top_k
 from glasslab.oracle import answer
 from glasslab.signals import phi
 
-SOME = [temperature(5), round_to(3), round_to(1), top_k(3), top_k(1, renormalise=True), noise(0.2)]
+SOME = [
+    temperature(5),
+    round_to(3),
+    round_to(1),
+    round_by(0.05),
+    top_k(3),
+    top_k(1, renormalise=True),
+    noise(0.2),
+]
 every = pytest.mark.parametrize("mask", SOME, ids=repr)
 
 
@@ -69,6 +77,33 @@ def test_rounding_is_half_to_even(d, n, c, seed):
 def test_rounding_by_hand():
     assert round_to(0)(torch.tensor([[0.5, 0.5]]).double()).tolist() == [[0.0, 0.0]]
     assert round_to(2)(torch.tensor([[0.125, 0.875]]).double()).tolist() == [[0.12, 0.88]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([1, 0.5, 0.3, 0.15, 0.05, 0.01]), st.integers(1, 8), st.integers(0, 2**31))
+def test_rounding_by_a_step_is_to_the_nearest_level(r, n, seed):
+    p = rows(n, 5, seed)[1]
+    levels = [k * r for k in range(round(1 / r) + 2)]
+    got = round_by(r)(p)
+    for value, level in zip(p.flatten().tolist(), got.flatten().tolist(), strict=True):
+        near = min(levels, key=lambda some: abs(some - value))
+        assert level == pytest.approx(min(near, 1), abs=1e-12)
+    assert 0 <= float(got.min()) <= float(got.max()) <= 1
+
+
+@pytest.mark.parametrize("d", [0, 1, 2, 3])
+def test_rounding_by_powers_of_ten_is_rounding_to_decimals(d):
+    p = rows(300, 4)[1]
+    torch.testing.assert_close(round_by(10.0**-d)(p), round_to(d)(p), rtol=0, atol=1e-12)
+
+
+def test_rounding_by_a_step_by_hand():
+    """Wrong versions: 0.05 as one decimal, and as two."""
+    p = torch.tensor([[0.024, 0.026, 0.92, 1.0]]).double()
+    assert round_by(0.05)(p).tolist()[0] == pytest.approx([0, 0.05, 0.9, 1])
+    assert all(not torch.allclose(round_by(0.05)(p), round_to(d)(p)) for d in (1, 2))
+    assert round_by(0.25)(torch.tensor([[0.124, 0.876]]).double()).tolist() == [[0, 1]]
+    assert round_by(0.6)(torch.tensor([[0.95, 0.05]]).double()).tolist() == [[1, 0]]  # 1.2 is no answer
 
 
 @settings(deadline=None, max_examples=40)
@@ -149,6 +184,7 @@ def test_sticky_noise_is_normal_and_independent():
         ((temperature(20),), None),
         ((round_to(3),), 0.0005),
         ((round_to(1), top_k(3)), 0.05),
+        ((round_by(0.05), top_k(3)), 0.025),
         ((temperature(5), top_k(3)), 1e-12),
         ((noise(0.2),), 1e-12),
         ((lambda p: p,), 1e-12),
@@ -162,6 +198,7 @@ def test_a_mask_is_a_value():
     assert repr(top_k(3)) == "top_k(k=3, renormalise=False)"
     assert repr(noise(0.2)) == "noise(sigma=0.2, sticky=True, seed=0)"
     assert [repr(temperature(5)), repr(round_to(1))] == ["temperature(t=5)", "round_to(d=1)"]
+    assert repr(round_by(0.05)) == "round_by(r=0.05)"
     assert noise(0.2) == noise(0.2) != noise(0.2, seed=1)
     assert len({top_k(3), top_k(3), round_to(3)}) == 2
 
@@ -171,6 +208,9 @@ def test_a_mask_is_a_value():
     [
         (lambda: temperature(0), "t must be above 0, got 0"),
         (lambda: round_to(-1), "d must be 0 or more, got -1"),
+        (lambda: round_by(0), "r must be above 0 and at most 1, got 0"),
+        (lambda: round_by(1.5), "r must be above 0 and at most 1, got 1.5"),
+        (lambda: round_by(math.nan), "r must be above 0 and at most 1, got nan"),
         (lambda: top_k(0), "k must be 1 or more, got 0"),
         (lambda: noise(-0.1), "sigma must be 0 or more, got -0.1"),
         (lambda: noise(math.nan), "sigma must be 0 or more, got nan"),

@@ -115,7 +115,7 @@ def test_correctness_reads_labels(world):
 def test_names():
     assert list(chosen("all")) == list(ATTACKS)
     assert {"loss", "lira"} < set(chosen("default")) < set(ATTACKS)
-    for family in ("blackbox", "whitebox", "inversion"):
+    for family in ("blackbox", "whitebox", "inversion", "synthesis"):
         assert set(chosen(family)) == {name for name, row in ATTACKS.items() if row.family == family}
         assert 2 <= len(set(chosen("default")) & set(chosen(family))) <= 4
     assert list(chosen(["loss", "whitebox"])) == ["loss", *chosen("whitebox")]

@@ -19,9 +19,12 @@ from workbench.experiments import (
     metric_attacks,
     overfitting,
     pictures,
+    pictures_inversion,
     pictures_whitebox,
     precision_cdf,
     records,
+    rounding,
+    smoothing,
     transfer,
 )
 from workbench.options import ZooOptions
@@ -110,5 +113,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "ablations": Experiment(
         ablations.orders, partial(_one, ablations.ablations), ablations.short, pictures.ablations
+    ),
+    "rounding": Experiment(
+        rounding.orders, partial(_one, rounding.rounding), rounding.short, pictures_inversion.rounding
+    ),
+    "smoothing": Experiment(
+        smoothing.orders, partial(_every, smoothing.smoothing), smoothing.short, pictures_inversion.smoothing
     ),
 }
