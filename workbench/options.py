@@ -126,3 +126,59 @@ class InvertOptions:
         Path | None, By(metavar="DIR", help_behavior_hint="(default: runs/TIME-invert-DATA-NET)")
     ] = None
     """Folder for the results; attacks that are finished there are not run again."""
+
+
+_preset = By(metavar="NAME", help_behavior_hint="(default: none)")
+_conf = By(metavar="P", help_behavior_hint="(default: the preset's, else 0.2)")
+_most = By(metavar="Q", help_behavior_hint="(default: the preset's, else 1000)")
+_wanted = By(metavar="N", help_behavior_hint="(default: 300, of noisy no more than there are real ones)")
+_budget = By(metavar="Q", help_behavior_hint="(default: no limit)")
+_made = By(metavar="DIR", help_behavior_hint="(default: runs/TIME-synthesize-DATA-NET)")
+
+
+@dataclass(frozen=True)
+class SynthesizeOptions:
+    """Whose model is asked, and how records are made."""
+
+    data: str = "digits"
+    """A data set's name (digits, location30, fashion_mnist, cifar10, ...), npz:PATH or folder:PATH."""
+    net: Annotated[str | None, By(metavar="NAME", help_behavior_hint="(default: usual for the data)")] = None
+    """The target's net: softmax, mlp, cnn, alexnet, resnet9, resnet18, wrn28-2 or wrn16-4."""
+    method: Literal["hillclimb", "marginals", "noisy"] = "hillclimb"
+    """Climb on the target's answers, draw each feature from its marginal in aux, or put noise on aux."""
+    records: Annotated[int | None, _wanted] = None
+    """Wanted records, of each class alike. A larger number later goes on in the same folder."""
+    conf_min: Annotated[float | None, _conf] = None
+    """hillclimb: a record is returned only above this probability of its class."""
+    iter_max: Annotated[int | None, _most] = None
+    """hillclimb: queries a record at most."""
+    budget: Annotated[int | None, _budget] = None
+    """Queries in all at most, those of earlier runs in the folder included."""
+    preset: Annotated[Literal["shokri2017_purchase"] | None, _preset] = None
+    """hillclimb: shokri2017_purchase, for 600 binary features, after Shokri et al. 2017, from memory and not
+    checked against the paper; iter_max is ours."""
+    start: Annotated[str, By(metavar="random|marginals|FILE")] = "random"
+    """hillclimb: begin at uniform records, at draws from aux's marginals (then changes are drawn from them
+    too), or at the records x of a file, .safetensors or .npz."""
+    change: Literal["flip", "resample"] = "flip"
+    """hillclimb: turn binary features, or redraw them as all others are."""
+    rate: float = 0.1
+    """noisy: share of the features that are changed."""
+    by_class: bool = False
+    """marginals: from the marginals of each class, a much stronger attacker, which asks nothing."""
+    mask: Annotated[tuple[str, ...], By(metavar="MASK", help_behavior_hint="(default: none)")] = ()
+    """What the interface hides: temperature:5 round_to:3 top_k:3 noise:0.2."""
+    reveals: Literal["probabilities", "labels"] = "probabilities"
+    """What the target answers."""
+    recipe: Annotated[str, By(metavar="CHANGES", help_behavior_hint="(default: none)")] = ""
+    """Changes to the target's usual recipe, such as epochs=50,lr=0.05."""
+    seed: int = 0
+    """Decides split, target and draws."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    root: Root = None
+    """Folder of zoos."""
+    data_root: DataRoot = None
+    """Folder of data files."""
+    out: Annotated[Path | None, _made] = None
+    """Folder for the results; the same command with it goes on where it was stopped."""

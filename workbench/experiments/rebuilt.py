@@ -19,7 +19,7 @@ from inversion.result import Inversion
 from workbench.experiments.runs import Row, net, sized
 from workbench.inverting import attacks, measured
 from workbench.inverting.measured import Measured
-from workbench.inverting.victim import Victim, _judged
+from workbench.inverting.victim import Victim, judged
 from workbench.options import InvertOptions, ZooOptions
 from workbench.steps import Order
 
@@ -96,7 +96,7 @@ def victims(zoo: Zoo, seed: int) -> list[Victim]:
         raise ValueError(f"zoo must hold a target, got none in {zoo.folder.name}")
     pool, aux = zoo.pool.to(zoo.device), zoo.aux.x.to(zoo.device)
     return [
-        _judged(net(zoo), zoo.target(a), pool, member.nonzero()[:, 0], aux, None, {}, seed)
+        judged(net(zoo), zoo.target(a), pool, member.nonzero()[:, 0], aux, None, {}, seed)
         for a, member in enumerate(zoo.target_member)
     ]
 

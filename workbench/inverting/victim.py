@@ -70,7 +70,7 @@ def _face(data: Data, options: InvertOptions, apart: bool) -> Victim:
     trained, _ = per_class(data.y, TRAIN[options.split], stream(seed, "faces"))
     steps.say(f"{data.name}, {net}: training on {len(trained)} images, {TRAIN[options.split]} a class")
     model = face_model(net, data, trained, seed)
-    return _judged(net, model, data, trained, None, prior, {"split": options.split}, seed)
+    return judged(net, model, data, trained, None, prior, {"split": options.split}, seed)
 
 
 def _of_zoo(data: Data, options: InvertOptions, apart: bool) -> Victim:
@@ -84,7 +84,7 @@ def _of_zoo(data: Data, options: InvertOptions, apart: bool) -> Victim:
     pool, trained = zoo.pool, member.nonzero()[:, 0]
     about = {"zoo": zoo.key, "recipe": zoo.recipe.key()}
     net = str(recipe.net)
-    return _judged(net, zoo.target(0), pool, trained, zoo.aux.x, prior, about, options.seed)
+    return judged(net, zoo.target(0), pool, trained, zoo.aux.x, prior, about, options.seed)
 
 
 def _zoo_options(options: InvertOptions) -> ZooOptions:
@@ -109,7 +109,7 @@ def _apart(data: Data, apart: bool) -> tuple[Data, Data | None]:
     return replace(own, name=data.name), public
 
 
-def _judged(
+def judged(
     net: str,
     model: nn.Module,
     data: Data,
@@ -119,7 +119,7 @@ def _judged(
     about: dict[str, Any],
     seed: int,
 ) -> Victim:
-    """Divides the unseen and trains the judge."""
+    """A victim whose unseen records are divided, with a trained judge; `about` goes into its own."""
     part = shares(data, trained, seed=seed)
     mirror = data.name.split(":")[0] in MIRRORED
     seat = judge(data, part.judge, trained, part.comparison, model, seed=seed, mirror=mirror)
