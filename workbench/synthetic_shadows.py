@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from glasslab import nets
 from glasslab.data import Data
 from glasslab.game import Game, Shadows
-from glasslab.oracle import forward
+from glasslab.oracle import BudgetExceeded, forward
 from glasslab.recipe import Recipe
 from glasslab.split import shadow_rows, stream, subseed
 from glasslab.train import resolve, train
@@ -43,9 +43,11 @@ def made(
 ) -> Data:
     """As many records as candidates, or `records`; what a class lacks is lacking.
 
-    Raises ValueError where hill climbing made none.
+    Raises ValueError where hill climbing made none, BudgetExceeded where none is left for the candidates.
     """
     n = len(game.y) if records is None else records
+    if method != "noisy":
+        _payable(game, n if method == "marginals" else 1)
     if method == "marginals":
         return marginals(game.aux, n, oracle=game.oracle, generator=generator).data(game.classes)
     if method == "noisy":
@@ -66,6 +68,13 @@ def made(
     return found.data(game.classes)
 
 
+def _payable(game: Game, queries: int) -> None:
+    """So many to make records, and one a candidate."""
+    left, need = game.oracle.left, queries + len(game.y)
+    if left is not None and left < need:
+        raise BudgetExceeded(f"{need} queries asked, {left} left of a budget of {game.oracle.budget}")
+
+
 def on_synthetic(
     game: Game,
     generator: Generator,
@@ -79,6 +88,8 @@ def on_synthetic(
     records: int | None = None,
 ) -> Float[Tensor, "n"]:
     """The attack, whose shadows learned what `method` makes. `epochs`: of the shadows, 0 the recipe's."""
+    if game.oracle.reveals != "probabilities":
+        raise ValueError(f"oracle must reveal probabilities to this attack, got {game.oracle.reveals}")
     seed, recipe = generator.initial_seed(), replace(game.recipe, epochs=epochs or game.recipe.epochs)
     if method == "noisy":  # no target has a say in these: learned once for all
         held = _noisy(game.x, game.aux, recipe, m, seed, rate, len(game.y) if records is None else records)

@@ -69,29 +69,21 @@ def merged(blocks: list[Block], labels: Int[Tensor, "n"], shape: tuple[int, ...]
     """
     n = len(labels)
     wanted, queries, reason = labels.clone(), torch.zeros(n, dtype=torch.long), ["budget"] * n
-    place = torch.full((n,), -1)
-    x, y, confidence = [torch.zeros(0, *shape)], [labels[:0]], [torch.zeros(0, dtype=torch.float64)]
-    count = 0
+    success = torch.zeros(n, dtype=torch.bool)
+    x, confidence = torch.zeros(n, *shape), torch.zeros(n, dtype=torch.float64)
     for block in blocks:
-        inside = block.ids < n
-        ids, made = block.ids[inside], block.made
-        wanted[ids] = made.wanted[inside]
+        made, inside = block.made, block.ids < n
+        ids = block.ids[inside]
+        wanted[ids], success[ids] = made.wanted[inside], made.success[inside]
         queries[ids] += made.queries[inside]
-        for i, said, there in zip(block.ids.tolist(), made.reason, inside.tolist(), strict=True):
-            if there:
-                reason[i] = said
-        good = block.ids[made.success]
-        rows = torch.arange(len(good))
-        place[good[good < n]] = count + rows[good < n]
-        for parts, part in ((x, made.x), (y, made.y), (confidence, made.confidence)):
-            parts.append(part)
-        count += len(good)
-    success = place >= 0
-    rows = place[success]
+        for i in inside.nonzero().squeeze(1).tolist():
+            reason[int(block.ids[i])] = made.reason[i]
+        good, few = ids[made.success[inside]], inside[made.success]
+        x[good], confidence[good] = made.x[few], made.confidence[few]
     return Synthetic(
-        x=torch.cat(x)[rows],
-        y=torch.cat(y)[rows],
-        confidence=torch.cat(confidence)[rows],
+        x=x[success],
+        y=wanted[success],
+        confidence=confidence[success],
         wanted=wanted,
         success=success,
         queries=queries,

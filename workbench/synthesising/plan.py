@@ -4,7 +4,7 @@ The attacker knows what values a feature may have: kinds, and ranges as in aux. 
 take the records of aux themselves, which no target has learned.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -19,6 +19,7 @@ from torch import Tensor
 from glasslab.data import Data
 from glasslab.oracle import Oracle
 from glasslab.split import split, stream, subseed
+from glasslab.train import pick_device
 from synthesis.climb import Tick
 from synthesis.features import Features, check_legal, features_of, units, with_marginals
 from synthesis.hillclimb import PRESETS, hillclimb
@@ -37,7 +38,7 @@ SUFFIXES = (".safetensors", ".npz")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """`climbing` are hill climbing's numbers; `n` wanted records; aux is what the attacker has of the data."""
+    """n wanted records; `climbing` are hill climbing's numbers; aux is what the attacker has of the data."""
 
     options: SynthesizeOptions
     order: Order
@@ -54,11 +55,23 @@ class Plan:
             self.options.method == "marginals" and not self.options.by_class
         )
 
-    def named(self, zoo: str) -> str:
-        """The method with a digest of everything that decides the records, but for their number."""
-        skip = {*PLACES, *LENGTH, "start", "preset", "conf_min", "iter_max"}
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the records, but for their number and the target."""
+        skip = {*PLACES, *LENGTH, "preset", "conf_min", "iter_max"}
         said = {name: value for name, value in asdict(self.options).items() if name not in skip}
-        return named(self.options.method, {**said, **self.climbing, "start": self.start, "zoo": zoo})
+        return said | self.climbing
+
+    def named(self, zoo: str) -> str:
+        """The method with a digest of its settings, of records to start from, and of the target."""
+        return named(self.options.method, self.settings | {"start": self.start, "zoo": zoo})
+
+    @property
+    def learned(self) -> Data | None:
+        """Real records that went into it: of aux, or of the user's file."""
+        if isinstance(self.start, Tensor):
+            return replace(self.aux, x=self.start, y=torch.zeros(len(self.start), dtype=torch.long))
+        return None if self.options.method == "hillclimb" and self.start == "random" else self.aux
 
     def labels(self, ids: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
         """One class after the other and round again, so that a longer run begins as a shorter one."""
@@ -75,7 +88,7 @@ class Plan:
             return _whole(noisy(self.aux[order[ids]], options.rate, generator=draw))
         return hillclimb(
             oracle,
-            self.labels(ids).to(steps.pick_device(options.device)),
+            self.labels(ids).to(pick_device(options.device)),
             self.features,
             shape=self.aux.shape,
             change=options.change,
@@ -130,7 +143,7 @@ def _zoo(options: SynthesizeOptions) -> ZooOptions:
 def _climbing(options: SynthesizeOptions) -> dict[str, Any]:
     """A flag before the preset, the preset before the usual."""
     found: dict[str, Any] = {"conf_min": 0.2, "iter_max": 1000}
-    found |= PRESETS[options.preset] if options.preset else {}
+    found |= dict(PRESETS[options.preset]) if options.preset else {}
     flags = {"conf_min": options.conf_min, "iter_max": options.iter_max}
     return found | {name: value for name, value in flags.items() if value is not None}
 
@@ -145,7 +158,9 @@ def _check(options: SynthesizeOptions, aux: Data) -> None:
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {share:g}")
     usual = SynthesizeOptions()
-    only = dict.fromkeys(("conf_min", "iter_max", "preset", "start", "change"), ("hillclimb",))
+    only: dict[str, tuple[str, ...]] = dict.fromkeys(
+        ("conf_min", "iter_max", "preset", "start", "change"), ("hillclimb",)
+    )
     only |= {"by_class": ("marginals",), "rate": ("noisy",), "budget": ("hillclimb", "marginals")}
     for name, methods in only.items():
         if method not in methods and getattr(options, name) != getattr(usual, name):

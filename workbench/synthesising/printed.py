@@ -12,8 +12,9 @@ from synthesis.synthetic import Synthetic
 HARD = "! class "  # the report repeats what stands below the table
 
 
-def table(made: Synthetic, manifest: dict[str, Any]) -> Table:
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption_style="")
+def table(made: Synthetic) -> Table:
+    """A row a class."""
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in ("class", "wanted", "made", "success", "mean queries", "queries", "mean confidence"):
         drawn.add_column(head, justify="right", no_wrap=True)
     for row in made.per_class():
@@ -25,17 +26,17 @@ def table(made: Synthetic, manifest: dict[str, Any]) -> Table:
             "-" if row["confidence"] != row["confidence"] else f"{row['confidence']:.3f}",
             style=None if row["success"] >= 0.5 else "red",
         )
-    drawn.caption = Text("\n".join(_caption(made, manifest)))
     return drawn
 
 
-def report(quality: Quality) -> Text:
-    """Doubts in red."""
-    lines = [line for line in quality.lines() if not line.startswith(HARD)]
+def report(made: Synthetic, manifest: dict[str, Any], quality: Quality) -> Text:
+    """What it cost, then how good the records are; doubts in red."""
+    of_records = [line for line in quality.lines() if not line.startswith(HARD)]
+    lines = [*_cost(made, manifest), *of_records, manifest["command"]]
     return Text("\n").join(Text(line, "red" if line.startswith("!") else "") for line in lines)
 
 
-def _caption(made: Synthetic, manifest: dict[str, Any]) -> list[str]:
+def _cost(made: Synthetic, manifest: dict[str, Any]) -> list[str]:
     right, asked = manifest["accuracy"], manifest["queries"]
     reasons = ", ".join(f"{name} {count:,}" for name, count in made.reasons().items())
     each = f", {manifest['queries_per_record_made']:.1f} per record made" if len(made.y) else ""
@@ -47,5 +48,4 @@ def _caption(made: Synthetic, manifest: dict[str, Any]) -> list[str]:
         f"{manifest['making_seconds']:.1f} s",
     ]
     said += [f"! {line}" for line in (*made.hard(), *manifest["checks"], *manifest["notes"])]
-    said.append(f"seed {manifest['seed']}, commit {manifest['commit']}")
-    return [*said, manifest["command"]]
+    return [*said, f"seed {manifest['seed']}, commit {manifest['commit']}"]
