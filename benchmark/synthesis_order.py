@@ -51,6 +51,7 @@ from synthesis.noisy import noisy
 from synthesis.synthetic import Synthetic, labels
 
 Row = dict[str, Any]
+Part = tuple[str, int, str]  # set, seed, method
 Means = Mapping[str, Mapping[str, float]]  # method -> measure -> mean over seeds
 
 CLIMBS = ("hillclimb_0.2", "hillclimb_0.5", "hillclimb_0.8", "hillclimb_0.95")  # and conf_min
@@ -58,7 +59,13 @@ METHODS = ("real", "noisy_0.1", "noisy_0.2", "marginals", "marginals_by_class", 
 SWEPT = ("noisy_0.05", "noisy_0.3")  # real is noise 0
 MORE, ALIKE, LOST = 0.02, 0.01, 0.15  # of precision and recall, in what is expected
 SEEDS = 5
-MEASURES: tuple[str, ...] = ("precision", "recall", "class_precision", "shadow_accuracy", "shadow_accuracy_real")
+MEASURES: tuple[str, ...] = (
+    "precision",
+    "recall",
+    "class_precision",
+    "shadow_accuracy",
+    "shadow_accuracy_real",
+)
 MEASURES += ("target_accuracy", "target_accuracy_train", "density", "queries_a_record", "records", "seconds")
 TOLD = tuple(f"{attack}_{what}" for attack in ("shadow", "lira_offline") for what in ("auc", "tpr_at_0.1pct"))
 PICTURE = record.ROOT / "docs" / "pictures" / "synthesis_order.png"
@@ -173,8 +180,11 @@ def made(held: World, method: str) -> tuple[Data, Row]:
             conf_min=float(value),
             seed=generator.initial_seed(),
         )
+    about: Row = {}
+    if isinstance(found, Synthetic):
+        about = {"reasons": found.reasons(), "hard_classes": len(found.hard())}
     data = found.data(own.classes) if isinstance(found, Synthetic) else found
-    return data, {
+    return data, about | {
         "records": len(data),
         "wanted": n,
         "queries_a_record": oracle.queries / n,
@@ -186,12 +196,12 @@ def made(held: World, method: str) -> tuple[Data, Row]:
 def part(name: str, seed: int, method: str) -> Row:
     """One method on one seed, and the warnings that it met."""
     held = world(name, seed)
-    begun, busy = perf_counter(), torch.get_num_threads()
+    begun = perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         row = _part(held, method)
     warned = sorted({str(w.message) for w in caught})
-    return row | {"warnings": warned, "seconds": perf_counter() - begun, "threads": busy}
+    return row | {"warnings": warned, "seconds": perf_counter() - begun}
 
 
 def _part(held: World, method: str) -> Row:
@@ -314,14 +324,19 @@ def expected(name: str, mean: Means) -> list[Row]:
         },
     ]
     if "noisy_0.2" in mean:
-        worse = {f"{what}_at_{rate}": own[what] for rate, own in ((0, real), (0.2, mean["noisy_0.2"]))
-                 for what in ("precision", "recall")}
-        rows.append({
-            "assertion": "3: from noise 0 to 0.2 precision does not rise and recall does not fall",
-            "holds": worse["precision_at_0"] >= worse["precision_at_0.2"]
-            and worse["recall_at_0.2"] >= worse["recall_at_0"],
-            "numbers": worse,
-        })
+        worse = {
+            f"{what}_at_{rate}": own[what]
+            for rate, own in ((0, real), (0.2, mean["noisy_0.2"]))
+            for what in ("precision", "recall")
+        }
+        rows.append(
+            {
+                "assertion": "3: from noise 0 to 0.2 precision does not rise and recall does not fall",
+                "holds": worse["precision_at_0"] >= worse["precision_at_0.2"]
+                and worse["recall_at_0.2"] >= worse["recall_at_0"],
+                "numbers": worse,
+            }
+        )
     return [{"data": name, "asserted": name != "basket" or i < 2, **row} for i, row in enumerate(rows)]
 
 
@@ -347,18 +362,11 @@ def main(only: tuple[str, ...] = (), folder: Path = Path("runs/synthesis_order")
 
     Writes results and picture where all sets ran.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     names = [name for name in SETS if not only or name in only]
     parts = [(name, seed, method) for name in names for seed in range(SEEDS) for method in SETS[name].methods]
-    missing = [each for each in parts if not _kept(folder, *each).exists()]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
-        for done in as_completed([pool.submit(_keep, folder, *each) for each in missing]):
-            say(done.result(), ("data", "seed", "method", *MEASURES, *TOLD))
-    rows = [json.loads(_kept(folder, *each).read_text()) for each in parts]
+    rows = finished(parts, folder, workers)
     mean = {name: means(rows, name) for name in names}
-    orders = [row for name in names for row in expected(name, mean[name])]
-    average = averaged(rows)
+    average, orders = averaged(rows), [row for name in names for row in expected(name, mean[name])]
     for row in average:
         say(row, ("data", "method", *MEASURES, *TOLD))
     for row in orders:
@@ -370,6 +378,21 @@ def main(only: tuple[str, ...] = (), folder: Path = Path("runs/synthesis_order")
         record.write("synthesis_order", command, 0, figures(mean), every)
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
         drawn(rows, command).savefig(PICTURE, dpi=150)
+
+
+def finished(parts: Sequence[Part], folder: Path, workers: int = 2) -> list[Row]:
+    """The rows of these parts, from `folder` where they are kept, else made by so many processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [each for each in parts if not _kept(folder, *each).exists()]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
+        try:
+            for done in as_completed([pool.submit(_keep, folder, *each) for each in missing]):
+                say(done.result(), ("data", "seed", "method", *MEASURES, *TOLD))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [json.loads(_kept(folder, *each).read_text()) for each in parts]
 
 
 def _kept(folder: Path, name: str, seed: int, method: str) -> Path:
@@ -386,7 +409,7 @@ def _keep(folder: Path, name: str, seed: int, method: str) -> Row:
 
 
 def drawn(rows: Sequence[Row], command: str) -> Figure:
-    """Precision and recall against the shadows' own test accuracy, and precision over classes; a set a column."""
+    """Precision and recall against the shadows' own test accuracy, precision over classes; a set a column."""
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure = Figure(figsize=(4.6 * len(names), 8.4), layout="constrained")
     grid = figure.subplots(3, len(names), squeeze=False)
@@ -412,7 +435,9 @@ def _against_accuracy(axes: Axes, mean: Means, measure: str) -> None:
         axes.errorbar(
             own["shadow_accuracy"], own[measure], ends, color=colour, marker=mark, linestyle="", label=method
         )
-    axes.axvline(mean["real"]["target_accuracy"], color="0.6", linestyle=":", label="test accuracy of the target")
+    axes.axvline(
+        mean["real"]["target_accuracy"], color="0.6", linestyle=":", label="test accuracy of the target"
+    )
     axes.set_ylabel(f"{measure} (95 % over seeds)")
 
 
@@ -429,7 +454,10 @@ def _over_classes(axes: Axes, rows: Sequence[Row]) -> None:
 
 def say(row: Mapping[str, Any], keys: Sequence[str]) -> None:
     shown = {key: row.get(key) for key in keys}
-    print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()), flush=True)
+    print(
+        ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

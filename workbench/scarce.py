@@ -52,6 +52,12 @@ def shadow_zoos(zoo: Zoo, how: Scarcity, m: int, settings: dict[str, Any]) -> li
         draw = stream(zoo.seed, "shadow data", how.method, 0 if how.method == "noisy" else a)
         data = made(one, how.method, draw, rate=how.rate, records=n)
         asked += one.oracle.queries
+        absent = sorted(set(range(data.classes)) - set(data.y.tolist()))
+        if absent:
+            raise ValueError(
+                f"shadow-data {how.method} must make a record of every class, got none of class {absent[0]} "
+                f"for target {a}: another way may, such as noisy:0.1"
+            )
         if not a:
             steps.say(f"shadow data: {how.method}, {len(data):,} records for {m} shadows a target")
         held.append(Zoo.train(data, zoo.recipe, shadows=m, targets=0, seed=zoo.seed, **where, progress=False))
