@@ -202,3 +202,11 @@ def test_a_curve_keeps_its_ends():
     assert lines[0]["steps"] == sorted(set(lines[0]["steps"]))
     assert (lines[0]["steps"][0], lines[0]["steps"][-1]) == (1, 5000)
     assert lines[0]["confidence"] == pytest.approx([held[s - 1, 0].item() for s in lines[0]["steps"]])
+
+
+def test_a_prior_asks_once_for_all_labels():
+    queries = torch.tensor([7, 7, 7])
+    nothing = torch.zeros(3, dtype=torch.float64)
+    found = Inversion(torch.zeros(3, 2), torch.arange(3), nothing, nothing, queries, queries, ("stall",) * 3)
+    assert attacks.asked("kedmi", found) == attacks.asked("plg-mi", found) == 7
+    assert attacks.asked("miface", found) == attacks.asked("label-only", found) == 21

@@ -34,12 +34,15 @@ PATIENCE = 100  # moves of a label-only search without growth
 
 @dataclass(frozen=True)
 class Row:
-    """What to run; what its attacker has; whether it learns a prior on classes of its own."""
+    """What to run; what its attacker has; whether it learns a prior on classes of its own, and whether that
+    prior is what asked the target, once for all labels.
+    """
 
     run: Callable[[Victim, InvertOptions, Int[Tensor, "c"]], Inversion]
     access: str
     prior: bool = False
     paper: str = "doi:10.1145/2810103.2813677"
+    once: bool = False
 
 
 def start_of(victim: Victim, options: InvertOptions) -> Start:
@@ -182,8 +185,8 @@ ATTACKS: Mapping[str, Row] = {
     "miface": Row(by_miface, "weights"),
     "deepinversion": Row(_deepinversion, "weights", paper="arXiv:1912.08795"),
     "gmi": Row(_gmi, "weights", True, "arXiv:1911.07135"),
-    "kedmi": Row(_kedmi, "weights", True, "arXiv:2010.04092"),
-    "plg-mi": Row(_plg_mi, "weights", True, "arXiv:2302.09814"),
+    "kedmi": Row(_kedmi, "weights", True, "arXiv:2010.04092", once=True),
+    "plg-mi": Row(_plg_mi, "weights", True, "arXiv:2302.09814", once=True),
     "label-only": Row(_label_only, "labels", True, "arXiv:2203.01925"),
 }
 
@@ -200,3 +203,8 @@ def chosen(names: str) -> dict[str, Row]:
     if unknown or not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"attack must be one or more of {', '.join(ATTACKS)}, got {names!r}")
     return {name: ATTACKS[name] for name in wanted}
+
+
+def asked(name: str, found: Inversion) -> int:
+    """Queries in all."""
+    return int(found.queries.max() if ATTACKS[name].once else found.queries.sum())

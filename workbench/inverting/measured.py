@@ -103,7 +103,7 @@ def against(attack: Measured, rival: Measured, seed: int) -> Line:
     }
 
 
-def cost(victim: Victim, found: Inversion, seconds: float, access: str) -> Line:
+def cost(victim: Victim, found: Inversion, seconds: float, access: str, queries: int) -> Line:
     """What an attack reached and what it took; its AUC as a membership score of all records of its labels."""
     reasons = {name: found.stop_reason.count(name) for name in sorted(set(found.stop_reason))}
     return {
@@ -111,7 +111,7 @@ def cost(victim: Victim, found: Inversion, seconds: float, access: str) -> Line:
         "images": len(found.y),
         "confidence": _median(found.confidence),
         "steps": _median(found.steps.double()),
-        "queries": int(found.queries.sum()),
+        "queries": queries,
         "stop_reasons": reasons,
         "seconds": seconds,
         "membership_auc": membership_auc(victim, found),

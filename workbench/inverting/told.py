@@ -47,7 +47,7 @@ def told(
     rows = measured.references(held, found, _first_step(held, options, found.y), options.seed)
     own = measured.measured(held, name, Row(found.x, found.y, False))
     line = own.line(options.seed) | {"attack": name, "notes": "; ".join(notes) or None}
-    line |= measured.cost(held, found, seconds, attacks.access_of(name, options))
+    line |= measured.cost(held, found, seconds, attacks.access_of(name, options), attacks.asked(name, found))
     for rival in measured.RIVALS:
         line |= measured.against(own, rows[rival], options.seed)
     lines = [line, *(other.line(options.seed) | {"attack": name} for other in rows.values())]
