@@ -53,7 +53,7 @@ class AttackOptions:
     queries: Annotated[int | None, By(metavar="K", help_behavior_hint="(default: 1, paper: its own)")] = None
     """Versions of a record that are asked for: 1, 2, 18, 50 or 162; tables 1."""
     mask: Annotated[tuple[str, ...], By(metavar="MASK", help_behavior_hint="(default: none)")] = ()
-    """What the interface hides, from left to right: temperature:5 round_to:3 top_k:3 noise:0.2."""
+    """What the interface hides, left to right: temperature:5 round_to:3 round_by:.05 top_k:3 noise:.2."""
     search: Annotated[int | None, By(metavar="N", help_behavior_hint="(default: the size's)")] = None
     """Queries a record that an attack may spend on a search around it (boundary, noise, merlin, morgan)."""
     shadow_data: str = "real"
@@ -105,7 +105,7 @@ class InvertOptions:
     basis: int = 100
     """Low frequencies along which gradients of images are estimated; 0: all pixels."""
     mask: Annotated[tuple[str, ...], By(metavar="MASK", help_behavior_hint="(default: none)")] = ()
-    """What the interface hides from those who ask: temperature:5 round_to:3 top_k:3 noise:0.2."""
+    """What the interface hides from those who ask: temperature:5 round_to:3 round_by:.05 top_k:3 noise:.2."""
     budget: Annotated[int | None, By(metavar="Q", help_behavior_hint="(default: no limit)")] = None
     """Queries in all that an attack may ask."""
     split: Literal["paper", "even"] = "paper"
@@ -167,7 +167,7 @@ class SynthesizeOptions:
     by_class: bool = False
     """marginals: from the marginals of each class, a much stronger attacker, which asks nothing."""
     mask: Annotated[tuple[str, ...], By(metavar="MASK", help_behavior_hint="(default: none)")] = ()
-    """What the interface hides: temperature:5 round_to:3 top_k:3 noise:0.2."""
+    """What the interface hides: temperature:5 round_to:3 round_by:0.05 top_k:3 noise:0.2."""
     reveals: Literal["probabilities", "labels"] = "probabilities"
     """What the target answers."""
     recipe: Annotated[str, By(metavar="CHANGES", help_behavior_hint="(default: none)")] = ""
