@@ -40,7 +40,6 @@ Change = Literal["flip", "resample"]
 
 D, CLASSES = 600, 100
 PRESET = PRESETS["shokri2017_purchase"]
-BATCH = 1000  # chains at a time, and rows that the oracle asks its model at once
 RECIPE = Recipe(
     net="mlp",
     epochs=20,
@@ -74,7 +73,7 @@ def ours(
 
     def climb() -> Synthetic:
         return hillclimb(
-            Oracle(model, batch=BATCH),
+            Oracle(model),
             labels(records, CLASSES),
             [binary()],
             shape=(D,),
@@ -84,7 +83,6 @@ def ours(
             conf_min=conf_min,
             iter_max=PRESET["iter_max"],
             change=change,
-            batch=BATCH,
         )
 
     with one_thread():

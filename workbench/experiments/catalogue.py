@@ -20,10 +20,12 @@ from workbench.experiments import (
     overfitting,
     pictures,
     pictures_inversion,
+    pictures_synthesis,
     pictures_whitebox,
     precision_cdf,
     records,
     rounding,
+    scarcity,
     smoothing,
     transfer,
 )
@@ -119,5 +121,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "smoothing": Experiment(
         smoothing.orders, partial(_every, smoothing.smoothing), smoothing.short, pictures_inversion.smoothing
+    ),
+    "scarcity": Experiment(
+        scarcity.orders, partial(_one, scarcity.scarcity), scarcity.short, pictures_synthesis.scarcity
     ),
 }
