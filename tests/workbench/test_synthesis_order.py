@@ -124,6 +124,19 @@ def test_what_each_method_makes_and_asks(small, method):
             assert torch.equal(data.y, small.target(data.x).argmax(1))
 
 
+def test_the_decision_is_above_one_half(small):
+    """60 of 200 members and 20 of 200 non-members are flagged; one half itself is not."""
+    score = torch.where(small.member, 0.5, 0.1).double()
+    score[:60] = score[200:220] = 0.51
+    found = order.decided(score, small)
+    assert (found["hits"], found["alarms"], found["precision"], found["recall"]) == (60, 20, 0.75, 0.3)
+    label = small.candidates.y[60]
+    hits, alarms = ((small.candidates.y[rows] == label).sum() for rows in (slice(60), slice(200, 220)))
+    members, others = ((small.candidates.y[rows] == label).sum() for rows in (slice(200), slice(200, 400)))
+    tpr, fpr = hits / members, alarms / others
+    assert found["class_precisions"][label] == pytest.approx(float(tpr / (tpr + fpr)))
+
+
 def test_a_part_is_a_function_of_its_name(small):
     rows = [order.part("basket", 3, "marginals") for _ in range(2)]
     for row in rows:

@@ -284,6 +284,8 @@ def test_noisy_records_are_auxs(place, tmp_path, zoo):
     assert ((away == 3) & (records["y"][:, None] == zoo.aux.y)).any(1).all()
     _, longer = plain(place, tmp_path / "run", "noisy", "--rate", "0.125", "--records", "40")
     assert torch.equal(longer["x"][:N], records["x"])
+    nearest = (longer["x"][:, None] != zoo.aux.x[None]).sum(-1).argmin(1)
+    assert len(nearest.unique()) > 35  # no record twice, though one or two may be nearer to another
 
 
 @pytest.mark.parametrize("more", [("--mask", "round_to:1"), ("--reveals", "labels"), ("--mask", "top_k:1")])
@@ -309,6 +311,18 @@ def test_a_start_from_a_file(place, tmp_path, kind, zoo):
     assert inside
     held = document["manifest"]["checks"]
     assert held == [f"{inside} of 5 records that the synthesis learned from are training records"]
+
+
+def test_another_file_of_the_same_name_is_another_run(place, tmp_path):
+    names = []
+    for bit in (0.0, 1.0):
+        np.savez(tmp_path / "x.npz", x=np.full((2, D), bit))
+        names.append(planned(said(place, start=str(tmp_path / "x.npz"))).named("zoo"))
+    usual = planned(said(place))
+    names += [usual.named("zoo"), usual.named("other"), planned(said(place, conf_min=0.5)).named("zoo")]
+    assert len(set(names)) == 5
+    longer = planned(said(place, records=99, budget=7, out=tmp_path))
+    assert longer.named("zoo") == usual.named("zoo")
 
 
 def test_starts_from_marginals_keep_the_density(place, tmp_path, zoo, monkeypatch):

@@ -22,7 +22,7 @@ def scarcity(frame: pd.DataFrame, manifest: Manifest) -> Figure:
     attacks = list(frame["attack"].unique())
     figure = Figure(figsize=(10.8, 2.7 * len(attacks) + 1.2), layout="constrained")
     panels = figure.subplots(len(attacks), 3, squeeze=False, sharex=True)
-    sizes = sorted(frame.loc[frame["held"] > 0, "held"].unique())
+    sizes = sorted(frame.loc[frame["held"] > 0, "held"].unique().tolist())
     for row, attack in zip(panels, attacks, strict=True):
         own = frame[frame["attack"] == attack]
         for axes, value in zip(row, CHANCE, strict=False):
@@ -37,7 +37,8 @@ def scarcity(frame: pd.DataFrame, manifest: Manifest) -> Figure:
         axes.set_xlabel("real records that the attacker holds", fontsize=SMALL + 1)
     handles = panels[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=len(WAYS), fontsize=SMALL)
-    note = "Bars: 95 % intervals over targets and candidates; dashed in the left panels: chance."
+    note = f"Bars: 95 % intervals over targets and candidates. {frame['models'].iloc[0]} shadows a point; "
+    note += "dashed in the two panels on the left: chance."
     return signed(figure, frame, manifest, note)
 
 

@@ -29,7 +29,8 @@ ATTACKS = ("shadow", "lira-offline")
 HELD = (50, 100, 200)  # real records; all of aux come on top
 SHADOWS = 8
 RATE = 0.1  # of noise
-REAL, CLIMBED = "real", "hillclimb"
+REAL = "real"
+CLIMBED: Method = "hillclimb"
 WAYS: tuple[Method, ...] = ("noisy", "marginals")
 
 
@@ -41,7 +42,7 @@ class Way:
     held: int
     shadows: list[Shadows]
     records: float
-    queries: float
+    queries: float | int
     accuracy: float
 
 
@@ -108,7 +109,9 @@ def _repeated(real: Data, n: int) -> Data:
     return real[torch.arange(n) % len(real)]
 
 
-def _way(zoo: Zoo, name: str, held: int, data: Sequence[Data], queries: float, m: int, seed: int) -> Way:
+def _way(
+    zoo: Zoo, name: str, held: int, data: Sequence[Data], queries: float | int, m: int, seed: int
+) -> Way:
     """Trains the shadows; what all targets share is trained once."""
     known: dict[int, Shadows] = {}
     for each in data:

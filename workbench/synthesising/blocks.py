@@ -46,7 +46,7 @@ def held(folder: Path, method: str) -> list[Block]:
 def keep(folder: Path, method: str, number: int, block: Block) -> None:
     """Whole or not at all."""
     made, path = block.made, folder / f"{_stem(method)}-{number:05d}.safetensors"
-    tensors = {name: getattr(made, name).cpu().clone() for name in NAMES} | {"ids": block.ids}
+    tensors = {name: getattr(made, name).contiguous().clone() for name in NAMES} | {"ids": block.ids}
     words = {"reason": json.dumps(made.reason), "method": made.method, "seconds": repr(block.seconds)}
     scratch = path.with_suffix(".new")
     save_file(tensors, scratch, metadata=words)

@@ -33,6 +33,7 @@ from workbench.steps import Order
 USUAL = 300  # records
 PLACES = ("out", "root", "data_root", "device")  # change no record
 LENGTH = ("records", "budget")  # decide how many, and not which
+TENSORS = ("x", "y", "confidence", "wanted", "success", "queries")
 SUFFIXES = (".safetensors", ".npz")
 
 
@@ -86,7 +87,7 @@ class Plan:
         if options.method == "noisy":
             order = torch.randperm(len(self.aux), generator=stream(options.seed, "synthesize", "noisy"))
             return _whole(noisy(self.aux[order[ids]], options.rate, generator=draw))
-        return hillclimb(
+        made = hillclimb(
             oracle,
             self.labels(ids).to(pick_device(options.device)),
             self.features,
@@ -97,6 +98,7 @@ class Plan:
             tick=tick,
             **self.climbing,
         )
+        return replace(made, **{name: getattr(made, name).cpu() for name in TENSORS})
 
 
 def planned(options: SynthesizeOptions) -> Plan:
