@@ -20,7 +20,7 @@ from workbench.experiments.rounding import adapt, rounding
 from workbench.experiments.smoothing import SMOOTHINGS, smoothing
 from workbench.inverting import attacks, measured
 from workbench.inverting.measured import Measured
-from workbench.inverting.victim import _judged
+from workbench.inverting.victim import judged
 from workbench.options import InvertOptions, ZooOptions
 from workbench.steps import masks_of
 
@@ -218,7 +218,7 @@ def test_rows_of_smoothing(plain, smooth, both):
 
 def _of(zoo, a):
     rows = zoo.target_member[a].nonzero()[:, 0]
-    return _judged("mlp", zoo.target(a), zoo.pool, rows, zoo.aux.x, None, {}, 0)
+    return judged("mlp", zoo.target(a), zoo.pool, rows, zoo.aux.x, None, {}, 0)
 
 
 def test_each_row_of_smoothing_is_its_own_models(smooth, both):
