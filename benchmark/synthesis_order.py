@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean, stdev
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -66,7 +65,7 @@ MEASURES: tuple[str, ...] = (
     "shadow_accuracy",
     "shadow_accuracy_real",
 )
-MEASURES += ("target_accuracy", "target_accuracy_train", "density", "queries_a_record", "records", "seconds")
+MEASURES += ("target_accuracy", "target_accuracy_train", "density", "queries_a_record", "records")
 TOLD = tuple(f"{attack}_{what}" for attack in ("shadow", "lira_offline") for what in ("auc", "tpr_at_0.1pct"))
 PICTURE = record.ROOT / "docs" / "pictures" / "synthesis_order.png"
 DRAWN = {
@@ -158,9 +157,9 @@ def trained(data: Data, member: Bool[Tensor, "m n"], seeds: Sequence[int]) -> li
 
 
 def made(held: World, method: str) -> tuple[Data, Row]:
-    """The attacker's records by this method, and what making them took."""
+    """The attacker's records by this method, and what became of those that were wanted."""
     kind, _, value = method.partition("_")
-    own, n, begun = held.own, len(held.own), perf_counter()
+    own, n = held.own, len(held.own)
     oracle, generator = Oracle(held.target), stream(held.seed, held.name, method)
     found: Synthetic | Data
     if kind == "real":
@@ -189,19 +188,16 @@ def made(held: World, method: str) -> tuple[Data, Row]:
         "wanted": n,
         "queries_a_record": oracle.queries / n,
         "density": float(data.x.mean()),
-        "seconds_to_make": perf_counter() - begun,
     }
 
 
 def part(name: str, seed: int, method: str) -> Row:
     """One method on one seed, and the warnings that it met."""
     held = world(name, seed)
-    begun = perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         row = _part(held, method)
-    warned = sorted({str(w.message) for w in caught})
-    return row | {"warnings": warned, "seconds": perf_counter() - begun}
+    return row | {"warnings": sorted({str(w.message) for w in caught})}
 
 
 def _part(held: World, method: str) -> Row:
@@ -428,8 +424,9 @@ def drawn(rows: Sequence[Row], command: str) -> Figure:
 
 
 def _against_accuracy(axes: Axes, mean: Means, measure: str) -> None:
-    for method, own in mean.items():
-        colour, mark = DRAWN[method]
+    for method, (colour, mark) in DRAWN.items():
+        if (own := mean.get(method)) is None:
+            continue
         low, high = own[f"{measure}_low"], own[f"{measure}_high"]
         ends = None if low is None else [[own[measure] - low], [high - own[measure]]]
         axes.errorbar(
