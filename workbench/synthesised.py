@@ -8,7 +8,7 @@ from workbench.blackbox_outputs import OUTPUTS, SHOKRI
 from workbench.blackbox_reference import CARLINI, REFERENCE
 from workbench.synthetic_shadows import CLIMB, on_synthetic
 
-QUICK = {"m": 2, "epochs": 2, "records": 40}
+QUICK = {"m": 2, "epochs": 2, "records": 40, "climb": 20}
 AUX = Needs(aux=100)
 
 _row = partial(

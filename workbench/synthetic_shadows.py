@@ -40,6 +40,7 @@ def made(
     conf_min: float = 0.2,
     rate: float = 0.1,
     records: int | None = None,
+    climb: int = CLIMB,
 ) -> Data:
     """As many records as candidates, or `records`; what a class lacks is lacking.
 
@@ -58,7 +59,7 @@ def made(
         features_of(game.aux),  # what values a feature may have: kinds and ranges, no record
         shape=game.aux.shape,
         conf_min=conf_min,
-        iter_max=CLIMB,
+        iter_max=climb,
         seed=generator.initial_seed(),
     )
     if "interrupted" in found.reason:
@@ -86,6 +87,7 @@ def on_synthetic(
     rate: float = 0.1,
     epochs: int = 0,
     records: int | None = None,
+    climb: int = CLIMB,
 ) -> Float[Tensor, "n"]:
     """The attack, whose shadows learned what `method` makes. `epochs`: of the shadows, 0 the recipe's."""
     if game.oracle.reveals != "probabilities":
@@ -94,7 +96,7 @@ def on_synthetic(
     if method == "noisy":  # no target has a say in these: learned once for all
         held = _noisy(game.x, game.aux, recipe, m, seed, rate, len(game.y) if records is None else records)
         return attack(replace(game, shadows=held), generator)
-    data = made(game, method, generator, conf_min=conf_min, rate=rate, records=records)
+    data = made(game, method, generator, conf_min=conf_min, rate=rate, records=records, climb=climb)
     held = trained(data, game.x, game.aux, recipe, m, seed)
     return attack(replace(game, shadows=held), generator)
 
