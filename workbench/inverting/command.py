@@ -1,7 +1,7 @@
 """`glasslab invert`: rebuilds an input of each label, prints the table, keeps images, numbers and pictures.
 
-In the folder: invert.json (rows, curves, manifest), images.safetensors, sheet.png, convergence.png. An attack
-that is finished there with the same settings is read, not run again.
+In the folder: invert.json (rows, curves, manifest), ATTACK-KEY.safetensors, sheet.png, convergence.png. What
+is finished there with the same settings is read, not run again.
 """
 
 import hashlib
