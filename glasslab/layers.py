@@ -69,3 +69,27 @@ def dropout(share: float) -> list[nn.Module]:
 def head(channels: int, classes: int, share: float) -> list[nn.Module]:
     """Mean over all pixels, dropout of a share, one dense layer."""
     return [GlobalMean(), *dropout(share), nn.Linear(channels, classes)]
+
+
+def stages(first: int, widths: Shape, blocks: int) -> list[tuple[int, int, int]]:
+    """Channels in, channels out and stride of each block; each stage but the first halves the image."""
+    wide = [first, *(w for w in widths for _ in range(blocks))]
+    halves = [2 if i and i % blocks == 0 else 1 for i in range(len(widths) * blocks)]
+    return list(zip(wide, wide[1:], halves, strict=False))
+
+
+def basic(a: int, b: int, stride: int, kind: Norm) -> nn.Module:
+    """He's basic block: two convolutions, ReLU after the sum."""
+    body = nn.Sequential(*conv(a, b, kind, stride=stride), *conv(b, b, kind)[:-1])
+    shortcut = None if a == b else nn.Sequential(*conv(a, b, kind, side=1, stride=stride)[:-1])
+    return Residual(body, shortcut, nn.ReLU())
+
+
+def wide(a: int, b: int, stride: int, kind: Norm, share: float) -> nn.Module:
+    """Pre-activated block, dropout inside; where the channels change, so is its shortcut."""
+    before = [*norm(kind, a), nn.ReLU()]
+    between = [*norm(kind, b), nn.ReLU(), *dropout(share)]
+    body = [window(a, b, 3, stride, kind), *between, window(b, b, 3, 1, kind)]
+    if a == b:
+        return Residual(nn.Sequential(*before, *body))
+    return nn.Sequential(*before, Residual(nn.Sequential(*body), window(a, b, 1, stride, kind)))

@@ -3,7 +3,8 @@
 All but `dae` are chains of separate modules (no operation in place, no module used twice), so that hooks and
 torch.func can look at every layer. Sources: AlexNet for small images, Krizhevsky et al. 2012 cut down as in
 the CIFAR literature; resnet18, He et al. 2016, arXiv:1512.03385; resnet9, D. Page's DAWNBench net of 2018;
-wide resnet, Zagoruyko & Komodakis 2016, arXiv:1605.07146; dae, the net of Fredrikson et al. 2015 (MI-FACE).
+lenet, after LeCun et al. 1998; wide resnet, Zagoruyko & Komodakis 2016, arXiv:1605.07146; dae,
+the net of Fredrikson et al. 2015 (MI-FACE).
 """
 
 import math
@@ -14,7 +15,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from glasslab.layers import GlobalMax, Norm, Residual, Shape, conv, dropout, head, norm, window
+from glasslab.layers import (
+    GlobalMax,
+    Residual,
+    Shape,
+    basic,
+    conv,
+    dropout,
+    head,
+    norm,
+    stages,
+    wide,
+    window,
+)
 from glasslab.recipe import Recipe
 
 
@@ -120,6 +133,24 @@ def cnn(recipe: Recipe, shape: Shape, classes: int) -> nn.Module:
     )
 
 
+def lenet(recipe: Recipe, shape: Shape, classes: int) -> nn.Module:
+    """Two convolutions of 16 and 32 channels and a dense layer of 128. The first pools 4 x 4: it is cheap."""
+    w, hidden = recipe.width or 16, recipe.hidden or (128,)
+    sizes = (2 * w * math.prod(side // 8 for side in shape[1:]), *hidden)
+    dense = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(
+        window(shape[0], w, 3, 1, recipe.norm),
+        *norm(recipe.norm, w),
+        nn.MaxPool2d(4),
+        nn.ReLU(),
+        *conv(w, 2 * w, recipe.norm, pool=True),
+        nn.Flatten(),
+        *dense,
+        *dropout(recipe.dropout),
+        nn.Linear(sizes[-1], classes),
+    )
+
+
 def alexnet(recipe: Recipe, shape: Shape, classes: int) -> nn.Module:
     """Five convolutions of 64, 192, 384, 256, 256 channels; the first has windows of 11 and stride 4."""
     w = recipe.width or 64
@@ -154,7 +185,7 @@ def resnet9(recipe: Recipe, shape: Shape, classes: int) -> nn.Module:
 def resnet18(recipe: Recipe, shape: Shape, classes: int) -> nn.Module:
     """Four stages of two blocks, 64 to 512 channels, first window 3, no pooling: 11.2 million weights."""
     w, kind = recipe.width or 64, recipe.norm
-    blocks = [_basic(a, b, s, kind) for a, b, s in _stages(w, (w, 2 * w, 4 * w, 8 * w), 2)]
+    blocks = [basic(a, b, s, kind) for a, b, s in stages(w, (w, 2 * w, 4 * w, 8 * w), 2)]
     return nn.Sequential(*conv(shape[0], w, kind), *blocks, *head(8 * w, classes, recipe.dropout))
 
 
@@ -173,14 +204,21 @@ NETS: dict[str, Callable[[Recipe, Shape, int], nn.Module]] = {
     "mlp": mlp,
     "dae": dae,
     "cnn": cnn,
+    "lenet": lenet,
     "alexnet": alexnet,
     "resnet9": resnet9,
     "resnet18": resnet18,
     "wrn28-2": wrn28_2,
     "wrn16-4": wrn16_4,
 }
-USES = {"softmax": (), "mlp": ("hidden", "dropout"), "dae": ("hidden",)}  # convolutional nets: width, dropout
-LEAST = {"cnn": 4, "alexnet": 13, "resnet9": 8}  # pixels a side that leave one at the end
+USES = {  # the other nets are convolutional and use width and dropout
+    "softmax": (),
+    "mlp": ("hidden", "dropout"),
+    "dae": ("hidden",),
+    "lenet": ("hidden", "width", "dropout"),
+}
+DENSE = ("softmax", "mlp", "dae")  # take tables
+LEAST = {"cnn": 4, "lenet": 8, "alexnet": 13, "resnet9": 8}  # pixels a side that leave one at the end
 
 
 def _named(recipe: Recipe, shape: Shape, classes: int) -> nn.Module:
@@ -191,7 +229,7 @@ def _named(recipe: Recipe, shape: Shape, classes: int) -> nn.Module:
         if getattr(recipe, field) and field not in USES.get(name, ("width", "dropout")):
             raise ValueError(f"{field} must be left out for net {name!r}, got {getattr(recipe, field)}")
     least = LEAST.get(name, 1)
-    if name not in USES and (len(shape) != 3 or min(shape[1:]) < least):
+    if name not in DENSE and (len(shape) != 3 or min(shape[1:]) < least):
         raise ValueError(
             f"net {name!r} needs images (channels, height, width) of {least} x {least} pixels or more, "
             f"got records of shape {shape}"
@@ -201,36 +239,11 @@ def _named(recipe: Recipe, shape: Shape, classes: int) -> nn.Module:
 
 def _wide_resnet(recipe: Recipe, shape: Shape, classes: int, *, blocks: int, widen: int) -> nn.Module:
     w, kind = recipe.width or 16, recipe.norm
-    stages = _stages(w, (widen * w, 2 * widen * w, 4 * widen * w), blocks)
+    halving = stages(w, (widen * w, 2 * widen * w, 4 * widen * w), blocks)
     return nn.Sequential(
         window(shape[0], w, 3, 1, kind),
-        *(_wide(a, b, stride, recipe) for a, b, stride in stages),
+        *(wide(a, b, stride, kind, recipe.dropout) for a, b, stride in halving),
         *norm(kind, 4 * widen * w),
         nn.ReLU(),
         *head(4 * widen * w, classes, 0.0),
     )
-
-
-def _stages(first: int, widths: Shape, blocks: int) -> list[tuple[int, int, int]]:
-    """Channels in, channels out and stride of each block; each stage but the first halves the image."""
-    wide = [first, *(w for w in widths for _ in range(blocks))]
-    halves = [2 if i and i % blocks == 0 else 1 for i in range(len(widths) * blocks)]
-    return list(zip(wide, wide[1:], halves, strict=False))
-
-
-def _basic(a: int, b: int, stride: int, kind: Norm) -> nn.Module:
-    """He's basic block: two convolutions, ReLU after the sum."""
-    body = nn.Sequential(*conv(a, b, kind, stride=stride), *conv(b, b, kind)[:-1])
-    shortcut = None if a == b else nn.Sequential(*conv(a, b, kind, side=1, stride=stride)[:-1])
-    return Residual(body, shortcut, nn.ReLU())
-
-
-def _wide(a: int, b: int, stride: int, recipe: Recipe) -> nn.Module:
-    """Pre-activated block, dropout inside; where the channels change, its shortcut is pre-activated too."""
-    kind = recipe.norm
-    before = [*norm(kind, a), nn.ReLU()]
-    between = [*norm(kind, b), nn.ReLU(), *dropout(recipe.dropout)]
-    body = [window(a, b, 3, stride, kind), *between, window(b, b, 3, 1, kind)]
-    if a == b:
-        return Residual(nn.Sequential(*before, *body))
-    return nn.Sequential(*before, Residual(nn.Sequential(*body), window(a, b, 1, stride, kind)))
