@@ -22,7 +22,7 @@ from scipy.special import betaln, digamma, polygamma, stdtr
 from torch import Tensor
 
 from glasslab.checks import Floored
-from glasslab.likelihood import FLOOR, log_prob
+from glasslab.likelihood import FLOOR, log_prob, shrunk
 from glasslab.moments import Moments, chunks, moments
 
 Form = Literal["t", "n"]
@@ -125,8 +125,7 @@ def _law(side: str, read: Moments, n: Int[Tensor, "n"], form: Form, nu0: Nu0, ka
     away = (kappa0 * n / kappa) * (f - mu0).square()
     freedom, variance = _prior(side, square, away, n, nu0)
     nu = freedom + n.double()
-    own = n / nu  # the weight of a record's own variance; 0 at nu0 = inf
-    s = ((1 - own) * variance + own * (square + away) / n.clamp(min=1)).sqrt()
+    s = shrunk(square + away, n, variance, freedom).sqrt()
     # As in LiRA: a record with equal shadows would get a score that owns the tail.
     floor = FLOOR * (math.sqrt(variance) or float(f.std(correction=0)) or 1.0)
     if low := int((s < floor).sum()):

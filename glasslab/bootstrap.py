@@ -102,6 +102,20 @@ def against(
     ]
 
 
+def drawn(
+    scores: Sequence[Float[Tensor, "*t n"]],
+    member: Bool[Tensor, "*t n"],
+    generator: Generator,
+    fpr: float,
+    *,
+    over: Over | None = None,
+    draws: int = DRAWS,
+) -> Float64[Tensor, "s b"]:
+    """The TPR at one FPR of each score in each draw; all scores see the same draws."""
+    columns = _bootstrap(list(scores), member, generator, {"one": fpr}, over, draws)
+    return torch.stack([column["tpr_at_one"] for column in columns])
+
+
 def _under_a_maximum(value: float, drawn: Mapping[str, Tensor]) -> Interval | None:
     """The interval of a balanced accuracy, the height of the curve's top, which luck alone raises."""
     # DIFFERS: percentiles of each draw's own maximum add that luck twice and cover a null attack in 1 % of

@@ -20,13 +20,14 @@ from torch import Tensor
 from glasslab.checks import Floored
 from glasslab.moments import Moments, chunks, moments
 
-Rule = Literal["record", "pooled", "grand", "grand_in"]
+Rule = Literal["record", "shrunk", "pooled", "grand", "grand_in"]
 Variance = Literal["auto", Rule]
 Location = Literal["median", "mean"]
 Sides = Literal["both", "out"]
 
 ENOUGH = 32  # models a side from which on "auto" trusts a record's own spread
 FLOOR = 1e-3  # of the pooled spread
+NU0 = 4.0  # models that the pooled variance counts for in "shrunk"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +53,23 @@ def fit(
     variance: Variance = "auto",
     location: Location = "median",
     sides: Sides = "both",
+    nu0: float = NU0,
 ) -> Fit:
     """One pass over S, which may be memory-mapped: O(m k n) time, and little more memory than the result.
 
     The spread is one of
     - `record`: standard deviation of each record's own values (ddof 0);
+    - `shrunk`: of n own values, variance (nu0 pooled^2 + n record^2) / (nu0 + n), the rules above and below;
     - `pooled`: one number a side over records and queries, around each record's own location;
     - `grand`: one number a side, around one grand mean (ddof 0);
     - `grand_in`: as `grand`, the IN number for both sides: an error of published code, for conformance only;
     - `auto`: `record` where every record has 32 models a side, else `pooled`.
 
     Warns Floored with the number of spreads below 1e-3 of the pooled one. Raises ValueError where a side has
-    too few models, with record, needed and found count, and where S is NaN or infinite.
+    too few models, with record, needed and found count, where S is NaN or infinite, and for a nu0 below 0.
     """
+    if not nu0 >= 0:
+        raise ValueError(f"nu0 must be 0 or more, got {nu0}")
     if member.shape != (S.shape[0], S.shape[-1]):
         raise ValueError(f"member must be [m n] as S [m *k n], got {[*member.shape]} for {[*S.shape]}")
     both = sides == "both" or variance == "grand_in"
@@ -72,9 +77,23 @@ def fit(
     rule = _enough(variance, {side: models.sum(0) for side, models in where.items()})
     read = moments(S, where, median=location == "median")
     mu = {side: getattr(read[side], location) for side in where}
-    sig = {side: _spread(read["in" if rule == "grand_in" else side], rule, mu[side], side) for side in where}
+    sig = {
+        side: _spread(read["in" if rule == "grand_in" else side], rule, mu[side], side, nu0) for side in where
+    }
     n_out = read["out"].count
     return Fit(mu.get("in"), sig.get("in"), mu["out"], sig["out"], len(member) - n_out, n_out, rule)
+
+
+def shrunk(
+    square: Float64[Tensor, "*k n"], n: Int[Tensor, "n"], pooled: float, nu0: float
+) -> Float64[Tensor, "*k n"]:
+    """(nu0 pooled + square) / (nu0 + n): variances of n values each, `square` their sum of squares.
+
+    The posterior scale of a variance under a scaled inverse chi-square prior of nu0 degrees of freedom
+    (Brännvall 2026, arXiv:2603.11799). nu0 = 0 leaves square / n, math.inf the pooled variance.
+    """
+    own = n / (nu0 + n.double())  # the weight of a record's own variance; 0 at nu0 = inf
+    return (1 - own) * pooled + own * square / n.clamp(min=1)
 
 
 def log_prob(
@@ -136,7 +155,7 @@ def _enough(variance: Variance, counts: Mapping[str, Int[Tensor, "n"]]) -> Rule:
         if rule == "record":
             _demand(count, 2, side, "variance='record' ('pooled' needs 1)")
         _demand(count, 1, side, f"variance={rule!r}")
-        if rule == "pooled" and (count < 2).all():
+        if rule in ("pooled", "shrunk") and (count < 2).all():
             raise ValueError(f"member must hold 2+ models {side} of some record to pool, got 1 of each")
     return rule
 
@@ -150,10 +169,17 @@ def _demand(count: Int[Tensor, "n"], least: int, side: str, purpose: str) -> Non
         )
 
 
-def _spread(read: Moments, rule: Rule, mu: Float64[Tensor, "*k n"], side: str) -> Float64[Tensor, "*k n"]:
+def _spread(
+    read: Moments, rule: Rule, mu: Float64[Tensor, "*k n"], side: str, nu0: float
+) -> Float64[Tensor, "*k n"]:
     """One spread a record and query, above the floor."""
     pooled, grand = read.pooled(mu), read.grand()
-    sig = read.own() if rule == "record" else torch.full_like(mu, pooled if rule == "pooled" else grand)
+    if rule == "record":
+        sig = read.own()
+    elif rule == "shrunk":
+        sig = shrunk(read.square, read.count, pooled**2, nu0).sqrt()
+    else:
+        sig = torch.full_like(mu, pooled if rule == "pooled" else grand)
     # DIFFERS: the reference adds 1e-30, so that a record with equal shadows gets a score that owns the tail.
     floor = FLOOR * (pooled or grand or 1.0)
     low = int((sig < floor).sum())

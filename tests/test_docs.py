@@ -47,7 +47,7 @@ PARTS = {  # what pages of attacks tell along with these
         "calibration",
     ),
     *("own_shadows", "pairs", "meta_features", "meta_classifier", "nasr_net", "realigned_net"),
-    *("symmetry", "tracing", "streams"),
+    *("symmetry", "tracing", "streams", "stackers", "whitened", "frozen_heads", "gram"),
     *("descent", "latent", "penalty", "prior", "result"),
     *("climb", "closeness", "features", "kinds", "learners", "report", "synthetic"),
 }

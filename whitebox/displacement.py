@@ -27,8 +27,7 @@ from glasslab.signals import phi
 from glasslab.train import resolve, train
 from whitebox.gradients import check_eval, chosen, contract, owners
 from whitebox.hooks import chunks, outputs, watch
-from whitebox.kronecker import diagonal, factors
-from whitebox.rules import unfolds
+from whitebox.whitened import whitened
 
 AMPLE: Final = 10  # records of aux for each one in training, below which theta_r's own noise is the signal
 
@@ -136,7 +135,7 @@ def displaced(
     if not ridge > 0:  # the deltas of the last layer sum to 0 over classes: its B has no inverse
         raise ValueError(f"ridge must be above 0, got {ridge}")
     moved = _moved(model, start, "start")
-    V = _whitened(model, moved, aux, chosen(model, layers, x), ridge, memory)
+    V = whitened(model, moved, aux, chosen(model, layers, x), ridge=ridge, memory=memory)
     end = contract(model, x, y, V, of="phi", memory=memory)
     return end if linearise == "end" else (end + contract(start, x, y, V, of="phi", memory=memory)) / 2
 
@@ -149,38 +148,3 @@ def _moved(model: nn.Module, reference: nn.Module, name: str) -> dict[str, Tenso
     if {k: p.shape for k, p in theta.items()} != {k: p.shape for k, p in other.items()}:
         raise ValueError(f"{name} must have the parameters of model, {list(theta)}, got {list(other)}")
     return {k: p.detach().double() - other[k].detach().to(p.device).double() for k, p in theta.items()}
-
-
-def _whitened(
-    model: nn.Module,
-    moved: dict[str, Tensor],
-    aux: Data,
-    names: Sequence[str],
-    ridge: float,
-    memory: str,
-) -> dict[str, Tensor]:
-    """B^-1 D A^-1 of each layer's [weight | bias], by parameter."""
-    dense = [name for name in names if unfolds(model.get_submodule(name))]
-    held = factors(model, aux.x, aux.y, layers=dense, memory=memory) if dense else {}
-    V = {}
-    for layer, f in held.items():
-        weight, bias = (f"{layer}.{p}" if layer else p for p in ("weight", "bias"))
-        both = [moved[weight].flatten(1)] + ([moved[bias][:, None]] if bias in moved else [])
-        D = _divided(torch.cat(both, 1), f.A, f.B, ridge)
-        V[weight] = D[:, : both[0].shape[1]].reshape(moved[weight].shape)
-        if bias in moved:
-            V[bias] = D[:, -1]
-    for name, square in diagonal(model, aux.x, aux.y, layers=list(names), memory=memory).items():
-        mean = square.mean()
-        V[name] = moved[name] / (square + ridge * mean) if mean > 0 else torch.zeros_like(moved[name])
-    return V
-
-
-def _divided(
-    D: Float64[Tensor, "o i"], A: Float64[Tensor, "i i"], B: Float64[Tensor, "o o"], ridge: float
-) -> Float64[Tensor, "o i"]:
-    """B^-1 D A^-1; 0 for a layer that no record of aux pulls at."""
-    if not (A.trace() > 0 and B.trace() > 0):
-        return torch.zeros_like(D)
-    A, B = (t + ridge * t.trace() / len(t) * torch.eye(len(t)).to(t) for t in (A, B))
-    return torch.linalg.solve(B, torch.linalg.solve(A, D.T).T)

@@ -24,7 +24,7 @@ class ZooOptions:
     data: str = "digits"
     """A data set's name (digits, location30, fashion_mnist, cifar10, ...), npz:PATH or folder:PATH."""
     net: Annotated[str | None, By(metavar="NAME", help_behavior_hint="(default: usual for the data)")] = None
-    """softmax, mlp, dae, cnn, alexnet, resnet9, resnet18, wrn28-2 or wrn16-4."""
+    """softmax, mlp, dae, cnn, lenet, alexnet, resnet9, resnet18, wrn28-2 or wrn16-4."""
     size: SizeName = "quick"
     """Defaults of the next four, of --attacks and of --search: quick takes 2,000 candidates and some minutes,
     standard the whole pool and all attacks that are not costly, paper a published recipe with 256 shadows."""
