@@ -76,6 +76,16 @@ def solve(of: Gram, ridge: float) -> Float64[Tensor, "n"]:
     return torch.cholesky_solve(of.b[:, None], torch.linalg.cholesky(A))[:, 0]
 
 
+def shaped(of: Gram, g: Float64[Tensor, "n"], ridge: float) -> Float64[Tensor, "n"]:
+    """alpha / sqrt(g) under a prior of variance g: as `solve` with gradients sqrt(g_i) J_i, mean g = 1.
+
+    What a record's weight would be if it was a member, g = sigma(-phi) / (n lambda) up to scale, is known
+    from the model's answers; where it is near 0 nothing is to be found, and nothing is looked for.
+    """
+    q = (g / g.mean()).sqrt()
+    return solve(of._replace(G=q[:, None] * of.G * q, b=q * of.b), ridge)
+
+
 @dataclass(frozen=True)
 class Dual:
     """alpha of each layer, one column a layer, and with `together` one more of all layers."""

@@ -3,53 +3,68 @@
 The attacker has: for some shadows of its own, what each attack says of them when they play the target; and
 which shadow learned which record. Ours, beside `stacked`, whose features are measured record by record:
 `decode` needs no such measure, for its scores are log-odds already, and a few shadows suffice to weigh them.
-Score: bias + sum of weights times log-odds, the weights by logistic regression over shadows and records.
+Score: bias + sum of weights times log-odds, the weights by logistic regression over shadows and records; or
+the log-odds that small nets read off them.
 Higher = member.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Float64
-from torch import Tensor
+from torch import Generator, Tensor
 
-from whitebox.stackers import Linear, logistic
+from whitebox.stackers import Stacker, logistic, nets
+
+Kind = Literal["logistic", "mlp"]
 
 BOUND: Final = 30.0  # nats: log-odds are squashed to 30 tanh(v / 30), so that none decides alone
 
 
 @dataclass(frozen=True, eq=False)
 class Weighed:
-    """The weights, by name of attack, and a bias."""
+    """What was learned, and the names of the attacks that it was learned of."""
 
     names: tuple[str, ...]
-    linear: Linear
+    stacker: Stacker
 
     def __call__(self, log_odds: Mapping[str, Float[Tensor, "*t n"]]) -> Float64[Tensor, "*t n"]:
         """Log-odds of membership in nats; ValueError where an attack is missing, or NaN or infinite."""
         if log_odds.keys() != set(self.names):
             raise ValueError(f"log_odds must be {[*self.names]}, got {[*log_odds]}")
-        return self.linear(_columns({name: log_odds[name] for name in self.names}, "log_odds"))
+        X = _columns({name: log_odds[name] for name in self.names}, "log_odds")
+        rows = X.reshape(-1, *X.shape[-2:])
+        # one by one, as a product of another shape may end in another last digit
+        return torch.stack([self.stacker(row) for row in rows]).reshape(X.shape[:-1])
 
 
 def summed(
     log_odds: Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "m n"]]],
     member: Bool[Tensor, "m n"],
+    generator: Generator,
     *,
+    stacker: Kind = "logistic",
     C: float = 0.1,
 ) -> Float64[Tensor, "n"]:
     """Scores of one target; log_odds are (of the target, of the shadows), by name. Errors as in `weigh`."""
-    weighed = weigh({name: S for name, (_, S) in log_odds.items()}, member, C=C)
+    shadows = {name: S for name, (_, S) in log_odds.items()}
+    weighed = weigh(shadows, member, generator, stacker=stacker, C=C)
     return weighed({name: s for name, (s, _) in log_odds.items()})
 
 
 def weigh(
-    log_odds: Mapping[str, Float[Tensor, "m n"]], member: Bool[Tensor, "m n"], *, C: float = 0.1
+    log_odds: Mapping[str, Float[Tensor, "m n"]],
+    member: Bool[Tensor, "m n"],
+    generator: Generator,
+    *,
+    stacker: Kind = "logistic",
+    C: float = 0.1,
 ) -> Weighed:
     """The weights; member[i, j]: record j is in shadow i, which played the target without its own help.
 
+    `stacker`: logistic regression of strength C, which draws nothing, or three small nets.
     Raises ValueError for no attack, shapes that differ, NaN or infinity, and members or others alone.
     """
     if not log_odds:
@@ -59,8 +74,11 @@ def weigh(
             raise ValueError(f"log_odds[{name!r}] must be {[*member.shape]} as member, got {[*S.shape]}")
     if member.all() or not member.any():
         raise ValueError(f"member must hold members and others, got {int(member.sum())} of {member.numel()}")
-    X = _columns(log_odds, "log_odds").flatten(0, -2)
-    return Weighed(tuple(log_odds), logistic(X.float(), member.flatten(), C=C))
+    if stacker not in get_args(Kind):
+        raise ValueError(f"stacker must be one of {[*get_args(Kind)]}, got {stacker!r}")
+    X, inside = _columns(log_odds, "log_odds").flatten(0, -2).float(), member.flatten()
+    learned = nets(X, inside, generator) if stacker == "mlp" else logistic(X, inside, C=C)
+    return Weighed(tuple(log_odds), learned)
 
 
 def _columns(log_odds: Mapping[str, Tensor], argument: str) -> Float64[Tensor, "*t n f"]:

@@ -1,4 +1,4 @@
-"""One table of an open problem: what each attack reads in the tail, and how many times what its rivals read."""
+"""One table of an open problem: what each attack reads in the tail, and how many times its rivals' share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

@@ -2,43 +2,44 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Final
 
 import torch
 from jaxtyping import Float64
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from glasslab.design import Kind
 from glasslab.store import write
 from glasslab.zoo import Zoo
 from whitebox.decode import bits, foreign, shares
-from whitebox.dual import solve
+from whitebox.dual import shaped, solve
 from whitebox.gram import Gram, grams, pooled
 from workbench.evidence import one_thread
 from workbench.open_problem.frozen import Config
 
-Part = Mapping[str, Float64[Tensor, "n"]]
-RIDGE = 0.01
-LEAST = 12  # shadows: two a side in each half, and a pair aside
+Part = Mapping[str, Float64[Tensor, "_"]]
+LEAST: Final = 12  # shadows: two a side in each half, and a pair aside
 
 
 def players(m: int, most: int) -> list[int]:
-    """Shadows that play the target: whole pairs, from the start of either half of the rows."""
+    """Shadows that play the target for the last weights: whole pairs, from the start of either half."""
     half = m // 2
-    each = min(most // 2, half - 2) // 2 * 2  # the last pair lends its gradients
+    each = min(most // 2, half - 2) // 2 * 2  # the last pair lends its gradients to B
     return [*range(each), *range(half, half + each)]
 
 
 def parts(
     zoo: Zoo, config: Config, folder: Path, tick: Callable[[str, int], None]
 ) -> tuple[list[Part], list[Part]]:
-    """Joint signals of the players and of the targets; `tick` hears what is next and how many are left.
+    """Joint signals of all shadows and of all targets; `tick` hears what is next and how many are left.
 
-    A model's signals are `decode_i` and `shadow_i` for each law, `dual`, and the seconds of either kind.
+    `dual`, `shape` and `shadow_dual`, `shadow_shape`; of targets and players `decode_i` and `shadow_decode_i`
+    for each law too; and what either kind took, in seconds.
     """
     m, t = len(zoo.shadow_member), len(zoo.target_member)
     play = players(m, config.players)
@@ -46,48 +47,55 @@ def parts(
 
     def reference() -> Gram:
         if not lent:
-            lent.append(_gram(zoo, "shadow", m - 1, config))
+            lent.append(_gram(zoo, "shadow", m - 1))
         return lent[0]
 
-    todo: list[tuple[Kind, int]] = [*(("shadow", i) for i in play), *(("target", a) for a in range(t))]
+    todo: list[tuple[Kind, int]] = [*(("target", a) for a in range(t)), *(("shadow", i) for i in range(m))]
     found = []
     with one_thread():
         for k, (kind, i) in enumerate(todo):
             tick(f"{kind} {i}", len(todo) - k)
-            found.append(_part(zoo, kind, i, config, folder, reference))
-    return found[: len(play)], found[len(play) :]
+            decoded = kind == "target" or i in play
+            found.append(_part(zoo, kind, i, config, folder, reference, decoded))
+    return found[t:], found[:t]
 
 
-def _part(zoo: Zoo, kind: Kind, i: int, config: Config, folder: Path, reference: Callable[[], Gram]) -> Part:
+def _part(
+    zoo: Zoo,
+    kind: Kind,
+    i: int,
+    config: Config,
+    folder: Path,
+    reference: Callable[[], Gram],
+    decoded: bool,
+) -> Part:
     """From its file, or anew."""
-    about = {"zoo": zoo.key, "config": asdict(config) | {"players": 0, "C": 0}, "kind": kind, "i": i}
+    numbers = {k: v for k, v in asdict(config).items() if k not in ("players", "C", "stacker")}
+    about = {"zoo": zoo.key, "config": numbers, "kind": kind, "i": i, "decoded": decoded}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / "parts" / f"{kind}-{i}-{key}.safetensors"
     if place.exists():
         return load_file(place)
     z = zoo.answers(kind)[i, :, 0]
-    n_train = round(len(zoo.pool) / 2)
-    g = shares(z, zoo.pool.y, zoo.recipe.weight_decay, n_train)
+    g = shares(z, zoo.pool.y, zoo.recipe.weight_decay, round(len(zoo.pool) / 2))
+    made: dict[str, Tensor] = {}
     other = foreign(reference(), z, zoo.pool.y)
-    start = perf_counter()
-    own = _gram(zoo, kind, i, config)
-    made = {f"decode_{j}": bits(own, g, law) for j, law in enumerate(config.laws)}
-    white = perf_counter() - start
-    made["dual"] = solve(own, RIDGE)
-    del own
-    start = perf_counter()
-    made |= {f"shadow_{j}": bits(other, g, law) for j, law in enumerate(config.laws)}
-    black = perf_counter() - start
-    seconds = {"white_seconds": white, "black_seconds": black}
-    made |= {name: torch.tensor([v], dtype=torch.float64) for name, v in seconds.items()}
-    place.parent.mkdir(parents=True, exist_ok=True)
+    for name, of in (("", None), ("shadow_", other)):
+        start = perf_counter()
+        of = of or _gram(zoo, kind, i)
+        made[f"{name}dual"] = solve(of, config.ridge)
+        made[f"{name}shape"] = shaped(of, g, config.shape_ridge)
+        if decoded:
+            made |= {f"{name}decode_{j}": bits(of, g, law) for j, law in enumerate(config.laws)}
+        made[f"{name}seconds"] = torch.tensor([perf_counter() - start], dtype=torch.float64)
     write(place, [save(made)])
     return made
 
 
-def _gram(zoo: Zoo, kind: Kind, i: int, config: Config) -> Gram:
+def _gram(zoo: Zoo, kind: Kind, i: int) -> Gram:
+    """Of all dense layers together."""
     model = zoo.shadow(i) if kind == "shadow" else zoo.target(i)
+    dense = tuple(name for name, m in model.named_modules() if isinstance(m, nn.Linear))
     x, y = zoo.pool.x.to(zoo.device), zoo.pool.y.to(zoo.device)
-    found: Sequence[Gram] = [g for _, g in grams(model, x, y, layers=config.layers)]
-    whole = pooled(found)
+    whole = pooled([g for _, g in grams(model, x, y, layers=dense)])
     return whole._replace(G=whole.G.cpu(), b=whole.b.cpu())

@@ -1,7 +1,7 @@
 """Scores of every attack on one zoo: B and W, their rivals, and the controls of W."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
@@ -16,15 +16,16 @@ from glasslab.likelihood import Rule, fit, ratio
 from glasslab.metrics import tpr_at_fpr
 from glasslab.split import stream
 from glasslab.zoo import Zoo
-from whitebox.stacked import Stack, fit_stack
-from whitebox.summed import Weighed, weigh
+from whitebox.stacked import fit_stack
+from whitebox.summed import weigh
 from workbench.evidence import one_thread
 from workbench.open_problem.frozen import Config
 from workbench.open_problem.parts import Part, players
 
 Scores = dict[str, Float64[Tensor, "t n"]]
 RULES: Final[tuple[Rule, ...]] = ("record", "pooled", "shrunk")
-FEW: Final = (2, 4, 16)  # shadows of the low rows
+FEW: Final = (4, 16)  # shadows of the low rows
+SOLVED: Final = ("dual", "shape", "shadow_dual", "shadow_shape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,6 @@ class Scored:
     scores: Scores
     seconds: Mapping[str, float]
     rule: Rule
-    weights: Mapping[str, Mapping[str, float]]  # of B and W
 
 
 def black(z: Float[Tensor, "*m n c"], y: Int[Tensor, "n"]) -> dict[str, Float64[Tensor, "*m n"]]:
@@ -55,80 +55,119 @@ def black(z: Float[Tensor, "*m n c"], y: Int[Tensor, "n"]) -> dict[str, Float64[
     }
 
 
-def scored(zoo: Zoo, config: Config, of_players: Sequence[Part], of_targets: Sequence[Part]) -> Scored:
+def scored(zoo: Zoo, config: Config, of_shadows: Sequence[Part], of_targets: Sequence[Part]) -> Scored:
     """All attacks on all targets. Needs what `parts` made."""
     start = perf_counter()
-    m, y, member = len(zoo.shadow_member), zoo.pool.y, zoo.shadow_member
+    y, member = zoo.pool.y, zoo.shadow_member
     S, s = (black(zoo.answers(kind)[:, :, 0], y) for kind in ("shadow", "target"))
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stack = fit_stack(S, member, stream(zoo.seed, "stack"), C=config.C)
-        play = players(m, config.players)
-        base = torch.stack([stack.played({k: v[i] for k, v in S.items()}, int(i >= m // 2)) for i in play])
-        stacked = stack(s)
         rule = _rule(S["phi"], member)
         found: Scores = {"loss": s["phi"]}
         found |= {f"lira-{r}": ratio(s["phi"], fit(S["phi"], member, variance=r)) for r in RULES}
         found["lira"] = found[f"lira-{rule}"]
         found |= _few(s["phi"], S["phi"], member)
         found |= _others(zoo, s["phi"], S["phi"])
-    seconds = perf_counter() - start
-    joint = {name: torch.stack([p[name] for p in of_players]) for name in of_players[0]}
-    target = {name: torch.stack([p[name] for p in of_targets]) for name in of_targets[0]}
-    found["stack-blackbox"] = stacked
-    found["dual"] = target["dual"]
-    found["decode"] = target["decode_0"]
-    found["decode-shadow"] = target["shadow_0"]
-    shadow = {k: v for k, v in joint.items() if k.startswith("shadow_")}
-    shadow_t = {k: v for k, v in target.items() if k.startswith("shadow_")}
-    white = {k: v for k, v in joint.items() if k.startswith("decode_")}
-    white_t = {k: v for k, v in target.items() if k.startswith("decode_")}
-    told = member[play]
-    B = weigh({"stack": base} | shadow, told, C=config.C)
-    W = weigh({"stack": base} | shadow | white, told, C=config.C)
-    found["B"] = B({"stack": stacked} | shadow_t)
-    found["W"] = W({"stack": stacked} | shadow_t | white_t)
-    found |= controls(base, shadow, white, stacked, shadow_t, white_t, told, y, config, zoo.seed)
+        seconds = perf_counter() - start
+        play = players(len(member), config.players)
+        shadows = {name: torch.stack([p[name] for p in of_shadows]) for name in SOLVED}
+        targets = {name: torch.stack([p[name] for p in of_targets]) for name in SOLVED}
+        bits_s, bits_t = (
+            {
+                name: torch.stack([p[name] for p in held])
+                for name in of_targets[0]
+                if name.rpartition("_")[0].endswith("decode")
+            }
+            for held in ([of_shadows[i] for i in play], of_targets)
+        )
+        made = Made(S | shadows, s | targets, bits_s, bits_t, member, tuple(play))
+        found |= {"dual": targets["dual"], "dual-shaped": targets["shape"]}
+        for name, column in (("dual", "dual"), ("dual-shaped", "shape"), ("dual-shadow", "shadow_dual")):
+            law = fit(shadows[column], member, variance="shrunk", location="mean")
+            found[f"{name}-ratio"] = ratio(targets[column], law)
+        found["decode"], found["decode-shadow"] = bits_t["decode_0"], bits_t["shadow_decode_0"]
+        black_names, white_names = [*S, "shadow_dual", "shadow_shape"], ["dual", "shape"]
+        black_bits = [name for name in bits_t if name.startswith("shadow")]
+        white_bits = [name for name in bits_t if name.startswith("decode")]
+        found["black-five"] = together(made, [*S], [], config, zoo.seed)
+        found["B"] = together(made, black_names, black_bits, config, zoo.seed)
+        whole = [*black_names, *white_names], [*black_bits, *white_bits]
+        found["W"] = together(made, *whole, config, zoo.seed)
+        for name, world in controls(made, white_names, white_bits, y, zoo.seed).items():
+            found[name] = together(world, *whole, config, zoo.seed)
+    cost = {
+        kind: float(torch.cat([p[f"{kind}seconds"] for p in [*of_targets, *of_shadows]]).sum())
+        for kind in ("", "shadow_")
+    }
+    alone = float(torch.cat([p["seconds"] for p in of_targets]).mean())
     took = {
-        "B": seconds + float(target["black_seconds"].mean()),
-        "W": seconds + float((target["black_seconds"] + target["white_seconds"]).mean()),
-        "decode": float(target["white_seconds"].mean()) / len(config.laws),
+        "lira": seconds,
+        "B": seconds + cost["shadow_"],
+        "W": seconds + sum(cost.values()),
+        "decode": alone,
+        "dual": alone,
     }
-    weights = {
-        name: dict(zip(w.names, w.linear.weight.tolist(), strict=True)) for name, w in (("B", B), ("W", W))
-    }
-    return Scored(found, took, rule, weights)
+    return Scored(found, took, rule)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Signals of shadows and targets, and log-odds of `play`ing shadows and targets, by name."""
+
+    S: Mapping[str, Float64[Tensor, "m n"]]
+    s: Mapping[str, Float64[Tensor, "t n"]]
+    bits_S: Mapping[str, Float64[Tensor, "k n"]]
+    bits_s: Mapping[str, Float64[Tensor, "t n"]]
+    member: Bool[Tensor, "m n"]
+    play: tuple[int, ...]
+
+
+def together(
+    made: Made, signals_: Sequence[str], bits: Sequence[str], config: Config, seed: int
+) -> Float64[Tensor, "t n"]:
+    """`stacked` over the signals, then `summed` with the log-odds."""
+    m = len(made.member)
+    stack = fit_stack({k: made.S[k] for k in signals_}, made.member, stream(seed, "stack"), C=config.C)
+    score = stack({k: made.s[k] for k in signals_})
+    if not bits:
+        return score
+    base = torch.stack(
+        [stack.played({k: made.S[k][i] for k in signals_}, int(i >= m // 2)) for i in made.play]
+    )
+    log_odds = {"stack": base} | {k: made.bits_S[k] for k in bits}
+    weighed = weigh(
+        log_odds, made.member[list(made.play)], stream(seed, "weigh"), C=config.C, stacker=config.stacker
+    )
+    return weighed({"stack": score} | {k: made.bits_s[k] for k in bits})
 
 
 def controls(
-    base: Float64[Tensor, "k n"],
-    shadow: Mapping[str, Float64[Tensor, "k n"]],
-    white: Mapping[str, Float64[Tensor, "k n"]],
-    stacked: Float64[Tensor, "t n"],
-    shadow_t: Mapping[str, Float64[Tensor, "t n"]],
-    white_t: Mapping[str, Float64[Tensor, "t n"]],
-    told: Bool[Tensor, "k n"],
-    y: Int[Tensor, "n"],
-    config: Config,
-    seed: int,
-) -> Scores:
-    """W with white-box signals that cannot know: noise, another target's, another record's of its class."""
+    made: Made, names: Sequence[str], bits: Sequence[str], y: Int[Tensor, "n"], seed: int
+) -> dict[str, Made]:
+    """White-box signals that cannot know: noise, those of another model, of another record of the class."""
     generator = stream(seed, "controls")
-
-    def run(fit_on: Mapping[str, Tensor], use: Mapping[str, Tensor]) -> Float64[Tensor, "t n"]:
-        fitted = weigh({"stack": base} | shadow | fit_on, told, C=config.C)
-        return fitted({"stack": stacked} | shadow_t | use)
-
-    def noise(like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {k: torch.randn(v.shape, generator=generator, dtype=v.dtype) for k, v in like.items()}
-
     moved = _within(y, generator)
-    turn = {k: v.roll(1, 0) for k, v in white.items()}, {k: v.roll(1, 0) for k, v in white_t.items()}
-    other = {k: v[:, moved] for k, v in white.items()}, {k: v[:, moved] for k, v in white_t.items()}
+
+    def noise(v: Tensor) -> Tensor:
+        return torch.randn(v.shape, generator=generator, dtype=v.dtype)
+
+    def turned(v: Tensor) -> Tensor:
+        return v.roll(2, 0)  # by a whole pair: a shadow's complement would tell of it
+
+    def exchanged(v: Tensor) -> Tensor:
+        return v[:, moved]
+
+    def world(change: Callable[[Tensor], Tensor]) -> Made:
+        def of(held: Mapping[str, Tensor], chosen: Sequence[str]) -> dict[str, Tensor]:
+            return {k: change(v) if k in chosen else v for k, v in held.items()}
+
+        S, s = of(made.S, names), of(made.s, names)
+        return Made(S, s, of(made.bits_S, bits), of(made.bits_s, bits), made.member, made.play)
+
     return {
-        "control-noise": run(noise(white), noise(white_t)),
-        "control-target": run(*turn),
-        "control-record": run(*other),
+        "control-noise": world(noise),
+        "control-target": world(turned),
+        "control-record": world(exchanged),
     }
 
 
@@ -155,7 +194,7 @@ def _rule(S: Float64[Tensor, "m n"], member: Bool[Tensor, "m n"]) -> Rule:
 
 def _few(s: Float64[Tensor, "t n"], S: Float64[Tensor, "m n"], member: Bool[Tensor, "m n"]) -> Scores:
     """LiRA with the first shadows alone."""
-    return {f"lira-{q}": ratio(s, fit(S[:q], member[:q], variance="pooled")) for q in FEW if 4 <= q < len(S)}
+    return {f"lira-{q}": ratio(s, fit(S[:q], member[:q], variance="pooled")) for q in FEW if q < len(S)}
 
 
 def _others(zoo: Zoo, s: Float64[Tensor, "t n"], S: Float64[Tensor, "m n"]) -> Scores:

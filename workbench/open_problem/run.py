@@ -1,0 +1,104 @@
+"""The protocol on zoos of one recipe, one a seed: signals, scores, ratios, controls, costs; resumable."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Bool, Float64
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from glasslab.zoo import Zoo
+from whitebox.score_test import Rho
+from workbench.open_problem import judged
+from workbench.open_problem.frozen import TRIED, Config
+from workbench.open_problem.frozen import W as FROZEN
+from workbench.open_problem.parts import LEAST, parts
+from workbench.open_problem.scores import Scored, scored
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the protocol found; `document` is what goes to disk, `scores` the first seed's."""
+
+    document: dict[str, Any]
+    rows: list[judged.Row]
+    scores: Mapping[str, Float64[Tensor, "t n"]]
+    truth: Bool[Tensor, "t n"]
+    rho: Float64[Tensor, "n"] | None
+
+
+def check(zoo: Zoo) -> None:
+    """Refuses, in one line, a zoo that the protocol cannot be run on."""
+    m, t = len(zoo.shadow_member), len(zoo.target_member)
+    if m < LEAST or m % 4:
+        raise ValueError(f"shadows must be {LEAST} or more and a multiple of 4 for open-problem, got {m}")
+    if not t:
+        raise ValueError("targets must be 1 or more for open-problem, got 0")
+    if not zoo.recipe.weight_decay > 0:
+        raise ValueError(
+            "recipe must have a weight_decay above 0 for open-problem (--recipe weight_decay=0.002), got 0"
+        )
+
+
+def answer(zoos: Sequence[Zoo], folder: Path, config: Config = FROZEN, *, show: bool = True) -> Answer:
+    """Runs it on zoos that differ in their seed alone. Signals that lie in `folder` are read, not remade.
+
+    Raises ValueError as `check` does.
+    """
+    for zoo in zoos:
+        check(zoo)
+    found = [_scored(zoo, config, folder, show) for zoo in zoos]
+    truth = [zoo.target_member for zoo in zoos]
+    rows = judged.table([f.scores for f in found], truth, zoos[0].seed)
+    seconds = {name: sum(f.seconds[name] for f in found) / len(found) for name in found[0].seconds}
+    for row in rows:
+        row["seconds"] = seconds.get(row["attack"])
+    null = judged.table(
+        [{k: f.scores[k] for k in ("lira", "B", "W")} for f in found],
+        [judged.permuted(m, z.seed) for m, z in zip(truth, zoos, strict=True)],
+        zoos[0].seed,
+    )
+    n_neg = sum(int((~m).sum()) for m in truth) / len(truth)
+    document = {
+        "config": asdict(config),
+        "configurations_tried": TRIED,
+        "frozen": config == FROZEN,
+        "verdict": judged.verdict(rows),
+        "resolved": n_neg * 1e-3 >= 20,
+        "n_neg": n_neg,
+        "accuracy": [zoo.accuracy() for zoo in zoos],
+        "seeds": [zoo.seed for zoo in zoos],
+        "zoos": [zoo.key for zoo in zoos],
+        "spread_rule_of_lira": [f.rule for f in found],
+        "differences": [
+            judged.differences(f.scores, m, z.seed) for f, m, z in zip(found, truth, zoos, strict=True)
+        ],
+        "rows": rows,
+        "permuted_truth": null,
+    }
+    return Answer(document, rows, found[0].scores, truth[0], _rho(zoos[0]))
+
+
+def _scored(zoo: Zoo, config: Config, folder: Path, show: bool) -> Scored:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    total = len(zoo.shadow_member) + len(zoo.target_member)
+    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as progress:
+        task = progress.add_task(f"seed {zoo.seed}", total=total)
+
+        def tick(what: str, left: int) -> None:
+            progress.update(task, completed=total - left, description=f"seed {zoo.seed}: {what}")
+
+        of_shadows, of_targets = parts(zoo, config, folder, tick)
+    return scored(zoo, config, of_shadows, of_targets)
+
+
+def _rho(zoo: Zoo) -> Float64[Tensor, "n"] | None:
+    """rho(x) by the first target's last layer; None where that layer is too large for exact curvature."""
+    try:
+        x, y = zoo.pool.x.to(zoo.device), zoo.pool.y.to(zoo.device)
+        return Rho(zoo.aux.to(zoo.device), ridge=0.05)(zoo.target(0), x, y).cpu()
+    except ValueError:
+        return None
