@@ -4,12 +4,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Generator, Tensor
 
 from glasslab.bootstrap import DRAWS, Over, drawn
 from glasslab.intervals import percentile
 from glasslab.metrics import tpr_at_fpr
+
+
+class Tails(NamedTuple):
+    """TPR at one FPR of each attack and seed, and the same in each draw; all attacks share the draws."""
+
+    tpr: Float64[Tensor, "s a"]
+    drawn: Float64[Tensor, "s a b"]
 
 
 class Ratio(NamedTuple):
@@ -26,41 +33,38 @@ class Ratio(NamedTuple):
     empty: float
 
 
-def ratios(
+def tails(
     attacks: Sequence[Sequence[Float[Tensor, "t n"]]],
-    rival: Sequence[Float[Tensor, "t n"]],
     member: Sequence[Bool[Tensor, "t n"]],
     generator: Generator,
     *,
     fpr: float = 1e-3,
     draws: int = DRAWS,
-) -> list[Ratio]:
-    """One `Ratio` an attack: its scores and the rival's, one [t n] a seed, pooled over the targets.
+) -> Tails:
+    """Scores of each attack, one [t n] a seed, pooled over its targets.
 
-    Interval: 2.5 and 97.5 percentiles of the log ratio of the means over seeds. Targets and records are both
-    redrawn within a seed, the same draw for all attacks. Raises ValueError where seeds differ in number.
+    Targets and records are both redrawn within a seed. Raises ValueError where seeds differ in number.
     """
-    for name, given in (("rival", rival), *((f"attacks[{i}]", a) for i, a in enumerate(attacks))):
-        if len(given) != len(member):
-            raise ValueError(f"{name} must hold {len(member)} seeds as member, got {len(given)}")
+    for i, attack in enumerate(attacks):
+        if len(attack) != len(member):
+            raise ValueError(f"attacks[{i}] must hold {len(member)} seeds as member, got {len(attack)}")
     both: Over = "targets and records"
-    parts = [
-        drawn([rival[i], *(a[i] for a in attacks)], member[i], generator, fpr, over=both, draws=draws)
-        for i in range(len(member))
-    ]
-    mean = torch.stack(parts).mean(0)
-    floor = [tpr_at_fpr(s, m, fpr).tpr for s, m in zip(rival, member, strict=True)]
-    found = []
-    for column, attack in zip(mean[1:], attacks, strict=True):
-        tpr = [tpr_at_fpr(s, m, fpr).tpr for s, m in zip(attack, member, strict=True)]
-        log = (column / mean[0]).log().nan_to_num(nan=0.0, posinf=700.0, neginf=-700.0)
-        between = percentile(log)
-        low, high = (None, None) if between is None else map(_exp, between)
-        each = tuple(_over(a, b) for a, b in zip(tpr, floor, strict=True))
-        found.append(
-            Ratio(_over(sum(tpr), sum(floor)), low, high, each, float((mean[0] == 0).double().mean()))
-        )
-    return found
+    seeds = range(len(member))
+    parts = [drawn([a[i] for a in attacks], member[i], generator, fpr, over=both, draws=draws) for i in seeds]
+    tpr = [[tpr_at_fpr(a[i], member[i], fpr).tpr for a in attacks] for i in seeds]
+    return Tails(torch.tensor(tpr, dtype=torch.float64), torch.stack(parts))
+
+
+def ratio(found: Tails, attack: int, rival: int) -> Ratio:
+    """Interval: 2.5 and 97.5 percentiles of the log ratio of the means over seeds."""
+    ours, theirs = (found.drawn[:, i].mean(0) for i in (attack, rival))
+    log = (ours / theirs).log().nan_to_num(nan=0.0, posinf=700.0, neginf=-700.0)
+    between = percentile(log)
+    low, high = (None, None) if between is None else map(_exp, between)
+    each = tuple(_over(float(a), float(b)) for a, b in found.tpr[:, [attack, rival]])
+    mean = found.tpr.mean(0)
+    empty = float((theirs == 0).double().mean())
+    return Ratio(_over(float(mean[attack]), float(mean[rival])), low, high, each, empty)
 
 
 def _over(a: float, b: float) -> float | None:

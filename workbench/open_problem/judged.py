@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glasslab import metrics
 from glasslab.bootstrap import paired
-from glasslab.ratios import Ratio, ratios
+from glasslab.ratios import Ratio, Tails, ratio, tails
 from glasslab.split import stream
 from workbench.evidence import one_thread
 
@@ -19,41 +19,49 @@ LIRA, BLACK, WHITE, FREE = "lira", "B", "W", "decode"
 
 
 def table(
-    scores: Sequence[Mapping[str, Float64[Tensor, "t n"]]], truth: Sequence[Bool[Tensor, "t n"]], seed: int
+    scores: Sequence[Mapping[str, Float64[Tensor, "t n"]]],
+    truth: Sequence[Bool[Tensor, "t n"]],
+    seeds: Sequence[int],
 ) -> list[Row]:
-    """One row an attack, over all seeds given, best tail first; `scores` and `truth` are one a seed."""
+    """Rows {seed, attack, ...}: of all seeds together ("all"), best tail first, and of each seed.
+
+    `scores` and `truth` are one a seed.
+    """
     names = [name for name in scores[0] if all(name in s for s in scores)]
-    columns = {name: [s[name] for s in scores] for name in names}
     with one_thread():
-        beside = {
-            rival: dict(
-                zip(
-                    names,
-                    ratios([columns[n] for n in names], columns[rival], truth, stream(seed, f"over {rival}")),
-                    strict=True,
-                )
-            )
-            for rival in (LIRA, BLACK)
-        }
+        found = tails(
+            [[s[name] for s in scores] for name in names],
+            truth,
+            stream(seeds[0], "tails"),
+            fpr=RATES["0.1pct"],
+        )
+        auc = torch.tensor(
+            [[metrics.auc(s[n], m) for n in names] for s, m in zip(scores, truth, strict=True)]
+        )
+        more = torch.tensor(
+            [
+                [metrics.tpr_at_fpr(s[n], m, RATES["1pct"]).tpr for n in names]
+                for s, m in zip(scores, truth, strict=True)
+            ]
+        )
+    parts = [("all", slice(None)), *((seed, slice(i, i + 1)) for i, seed in enumerate(seeds))]
     rows = []
-    for name in names:
-        row: Row = {
-            "attack": name,
-            "auc": _mean(metrics.auc(s, m) for s, m in zip(columns[name], truth, strict=True)),
-        }
-        for rate, fpr in RATES.items():
-            row[f"tpr_at_{rate}"] = _mean(
-                metrics.tpr_at_fpr(s, m, fpr).tpr for s, m in zip(columns[name], truth, strict=True)
-            )
-        row |= _flat(beside[LIRA][name], "ratio_to_lira", "low", "high")
-        row |= _flat(beside[BLACK][name], "ratio_to_blackbox_stack", "low_bb", "high_bb")
-        rows.append(row)
-    return sorted(rows, key=lambda row: -row["tpr_at_0.1pct"])
+    for seed, which in parts if len(seeds) > 1 else parts[:1]:
+        here = Tails(found.tpr[which], found.drawn[which])
+        of_seed: list[Row] = [
+            {"seed": seed, "attack": name, "auc": float(auc[which, i].mean())}
+            | {"tpr_at_1pct": float(more[which, i].mean()), "tpr_at_0.1pct": float(here.tpr[:, i].mean())}
+            | _flat(ratio(here, i, names.index(LIRA)), "ratio_to_lira", "low", "high")
+            | _flat(ratio(here, i, names.index(BLACK)), "ratio_to_blackbox_stack", "low_bb", "high_bb")
+            for i, name in enumerate(names)
+        ]
+        rows += sorted(of_seed, key=lambda row: -float(row["tpr_at_0.1pct"]))
+    return rows
 
 
 def verdict(rows: Sequence[Row]) -> dict[str, bool]:
     """Is W's interval above 1, and each seed's ratio, against LiRA and against the joint black-box stack?"""
-    w = next(row for row in rows if row["attack"] == WHITE)
+    w = next(row for row in rows if row["attack"] == WHITE and row["seed"] == "all")
     return {
         "won_against_lira": _won(w["low"], w["ratio_to_lira_seeds"]),
         "won_against_blackbox_stack": _won(w["low_bb"], w["ratio_to_blackbox_stack_seeds"]),
@@ -83,16 +91,10 @@ def permuted(truth: Bool[Tensor, "t n"], seed: int) -> Bool[Tensor, "t n"]:
     return torch.stack([row[torch.randperm(len(row), generator=generator)] for row in truth])
 
 
-def _flat(ratio: Ratio, value: str, low: str, high: str) -> Row:
-    return {value: ratio.value, low: ratio.low, high: ratio.high, f"{value}_seeds": list(ratio.seeds)} | (
-        {f"{value}_empty_draws": ratio.empty} if ratio.empty else {}
-    )
+def _flat(of: Ratio, value: str, low: str, high: str) -> Row:
+    empty = {f"{value}_empty_draws": of.empty} if of.empty else {}
+    return {value: of.value, low: of.low, high: of.high, f"{value}_seeds": list(of.seeds)} | empty
 
 
 def _won(low: float | None, seeds: Sequence[float | None]) -> bool:
     return low is not None and low > 1 and all(s is not None and s > 1 for s in seeds)
-
-
-def _mean(values: Any) -> float:
-    held = list(values)
-    return sum(held) / len(held)

@@ -52,14 +52,15 @@ def answer(zoos: Sequence[Zoo], folder: Path, config: Config = FROZEN, *, show: 
         check(zoo)
     found = [_scored(zoo, config, folder, show) for zoo in zoos]
     truth = [zoo.target_member for zoo in zoos]
-    rows = judged.table([f.scores for f in found], truth, zoos[0].seed)
+    seeds = [zoo.seed for zoo in zoos]
+    rows = judged.table([f.scores for f in found], truth, seeds)
     seconds = {name: sum(f.seconds[name] for f in found) / len(found) for name in found[0].seconds}
     for row in rows:
         row["seconds"] = seconds.get(row["attack"])
     null = judged.table(
         [{k: f.scores[k] for k in ("lira", "B", "W")} for f in found],
         [judged.permuted(m, z.seed) for m, z in zip(truth, zoos, strict=True)],
-        zoos[0].seed,
+        seeds,
     )
     n_neg = sum(int((~m).sum()) for m in truth) / len(truth)
     document = {
@@ -70,7 +71,7 @@ def answer(zoos: Sequence[Zoo], folder: Path, config: Config = FROZEN, *, show: 
         "resolved": n_neg * 1e-3 >= 20,
         "n_neg": n_neg,
         "accuracy": [zoo.accuracy() for zoo in zoos],
-        "seeds": [zoo.seed for zoo in zoos],
+        "seeds": seeds,
         "zoos": [zoo.key for zoo in zoos],
         "spread_rule_of_lira": [f.rule for f in found],
         "differences": [

@@ -35,7 +35,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     drawn.add_column("attack", no_wrap=True)
     for head in (*HEADS.values(), "over LiRA", "over B"):
         drawn.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
+    for row in (row for row in rows if row["seed"] == "all"):
         percent = [f"{100 * row[name]:.2f}" for name in ("tpr_at_0.1pct", "tpr_at_1pct")]
         beside = [
             _ratio(row, *names)
