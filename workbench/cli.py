@@ -30,6 +30,10 @@ Other = Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: t
 Also = Annotated[str | None, By(metavar="NAMES", help_behavior_hint="(default: the experiment's)")]
 Out = Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: runs/TIME-NAME)")]
 
+Seeds = Annotated[
+    tuple[int, ...], By(metavar="SEED [SEED ...]", help_behavior_hint="(default: --seed alone)")
+]
+
 Command = Callable[..., int]
 
 
@@ -146,6 +150,27 @@ def synthesize(options: OmitArgPrefixes[SynthesizeOptions]) -> int:
     return command.synthesize(options)
 
 
+def open_problem(
+    zoo: OmitArgPrefixes[ZooOptions],
+    *,
+    seeds: Seeds = (),
+    out: Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: by data and zoo)")] = None,
+) -> int:
+    """Does holding the weights beat LiRA? Judges one frozen white-box attack, W, by a fixed protocol.
+
+    Against LiRA with all shadows, and against B, the same machinery without the target's weights; with
+    controls and costs. Without a flag: scikit-learn's digits, 64 shadows, 16 targets, weight decay 0.002.
+    Ctrl-C loses no finished signal.
+
+    Args:
+        seeds: Zoos that are judged together, each split and trained anew.
+        out: Folder for the results.
+    """
+    from workbench.open_problem import command
+
+    return command.open_problem(zoo, seeds, out)
+
+
 def zoo() -> int:
     """Look after the models on disk: glasslab zoo ls | verify | extend | gc."""
     return main(["zoo", "--help"])
@@ -158,6 +183,7 @@ COMMANDS: Mapping[str, Command] = {
     "experiment": experiment,
     "invert": invert,
     "synthesize": synthesize,
+    "open-problem": open_problem,
     "zoo": zoo,
 }
 

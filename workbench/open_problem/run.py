@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from glasslab.recipe import Recipe
 from glasslab.zoo import Zoo
 from whitebox.score_test import Rho
 from workbench.open_problem import judged
@@ -30,17 +31,14 @@ class Answer:
     rho: Float64[Tensor, "n"] | None
 
 
-def check(zoo: Zoo) -> None:
-    """Refuses, in one line, a zoo that the protocol cannot be run on."""
-    m, t = len(zoo.shadow_member), len(zoo.target_member)
+def check(recipe: Recipe, m: int, t: int) -> None:
+    """Refuses, in one line, zoos that the protocol cannot be run on."""
     if m < LEAST or m % 4:
         raise ValueError(f"shadows must be {LEAST} or more and a multiple of 4 for open-problem, got {m}")
-    if not t:
-        raise ValueError("targets must be 1 or more for open-problem, got 0")
-    if not zoo.recipe.weight_decay > 0:
-        raise ValueError(
-            "recipe must have a weight_decay above 0 for open-problem (--recipe weight_decay=0.002), got 0"
-        )
+    if t < 2:
+        raise ValueError(f"targets must be 2 or more for open-problem, got {t}")
+    if not recipe.weight_decay > 0:
+        raise ValueError("recipe must have a weight_decay above 0 for open-problem, got 0")
 
 
 def answer(zoos: Sequence[Zoo], folder: Path, config: Config = FROZEN, *, show: bool = True) -> Answer:
@@ -49,7 +47,7 @@ def answer(zoos: Sequence[Zoo], folder: Path, config: Config = FROZEN, *, show: 
     Raises ValueError as `check` does.
     """
     for zoo in zoos:
-        check(zoo)
+        check(zoo.recipe, len(zoo.shadow_member), len(zoo.target_member))
     found = [_scored(zoo, config, folder, show) for zoo in zoos]
     truth = [zoo.target_member for zoo in zoos]
     seeds = [zoo.seed for zoo in zoos]

@@ -87,7 +87,7 @@ def keep(
     text = json.dumps(strict(document), indent=1, allow_nan=False)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
         made = [Path(scratch) / name for name in ("scores.safetensors", *figures, "open_problem.json")]
-        made[0].write_bytes(dump({k: v.contiguous() for k, v in scores.items()}))
+        made[0].write_bytes(dump({k: v.clone().contiguous() for k, v in scores.items()}))
         for path in made[1:-1]:
             figures[path.name].savefig(path, dpi=150)
         made[-1].write_text(text + "\n")
