@@ -80,16 +80,19 @@ def arena(
     )
 
 
-def holdings(m: int, aux: int, queries: int, x: Float[Tensor, "n *d"], *, left_out: bool) -> Needs:
+def holdings(
+    m: int, aux: int, queries: int, x: Float[Tensor, "n *d"], *, left_out: bool, decay: bool = False
+) -> Needs:
     """What an attacker will hold with m shadows of the target's own zoo, before any is trained."""
     each = max(m // 2 - left_out, 0)
-    return Needs(each, each, aux, queries, *_kind(x))
+    return Needs(each, each, aux, queries, *_kind(x), decay=decay)
 
 
 def _held(first: Game, queries: int) -> Needs:
     inside = first.shadows.inside
     n_in, n_out = (int(side.sum(0).min()) for side in (inside, ~inside))
-    return Needs(n_in, n_out, len(first.aux), queries, *_kind(first.x))
+    decay = first.recipe.weight_decay > 0
+    return Needs(n_in, n_out, len(first.aux), queries, *_kind(first.x), decay=decay)
 
 
 def _kind(x: Float[Tensor, "n *d"]) -> tuple[bool, bool]:

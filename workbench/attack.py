@@ -14,7 +14,7 @@ Access = Literal["nothing", "labels", "probabilities", "weights"]
 Settings = Mapping[str, Any]
 HOLDS = (
     *("nothing", "labels", "labels+aux", "labels+shadows"),
-    *("probabilities", "probabilities+aux", "probabilities+shadows"),
+    *("probabilities", "probabilities+aux", "probabilities+shadows", "probabilities+shadows+candidates"),
     *("weights", "weights+shadows", "weights+known members", "weights+shadows+init"),
     *("weights+candidates", "weights+shadows+candidates", "informed", "steps"),
 )  # what an attacker may hold, in the order of tables; only numbers under one label are ranked
@@ -24,7 +24,8 @@ KNOWN = ("weights+known members", "informed")  # are told true members of the ta
 @dataclass(frozen=True)
 class Needs:
     """What a game must hold at least: models in and out of each record, records of aux, queries a record,
-    and whether the records must be images, or numbers that are not all 0 or 1.
+    whether the records must be images, or numbers that are not all 0 or 1, and whether training must have
+    weight decay.
     """
 
     n_in: int = 0
@@ -33,6 +34,7 @@ class Needs:
     queries: int = 1
     images: bool = False
     continuous: bool = False
+    decay: bool = False
 
 
 def nothing(shadows: Shadows) -> Settings:
@@ -92,6 +94,7 @@ def unmet(attack: Attack, held: Needs) -> str | None:
     kinds = {
         "images": "images, got a table",
         "continuous": "records that are not all 0 or 1, got binary ones",
+        "decay": "a recipe with weight decay (weight_decay=0.002, say), got none",
     }
     need, has = asdict(attack.needs), asdict(held)
     lacks = [f"{need[name]}+ {words[name]}, got {has[name]}" for name in words if need[name] > has[name]]

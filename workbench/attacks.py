@@ -9,7 +9,9 @@ from workbench.blackbox_reference import REFERENCE
 from workbench.blackbox_search import SEARCH
 from workbench.inversions import INVERSIONS
 from workbench.synthesised import SYNTHESISED
+from workbench.whitebox_joint import JOINT
 from workbench.whitebox_learned import LEARNED
+from workbench.whitebox_tests import TESTS
 from workbench.whitebox_weights import WEIGHTS
 
 __all__ = ["ATTACKS", "Attack", "Needs", "asked", "chosen", "unmet"]
@@ -20,6 +22,8 @@ ATTACKS: Mapping[str, Attack] = {
     **SEARCH,
     **WEIGHTS,
     **LEARNED,
+    **TESTS,
+    **JOINT,
     **INVERSIONS,
     **SYNTHESISED,
 }

@@ -92,7 +92,10 @@ def refuse_early(
         grid(order.data.x[:1], queries)
     aux = round(0.2 * len(order.data))
     left_out = evaluate == "leave-one-out"
-    held = holdings(order.settings["shadows"], aux, queries, order.data.x, left_out=left_out)
+    decay = order.recipe.weight_decay > 0
+    held = holdings(
+        order.settings["shadows"], aux, queries, order.data.x, left_out=left_out, decay=decay
+    )
     held = held if inside else replace(held, n_in=0)
     able(chosen(attacks), held, strict=demanded(attacks))
 
@@ -166,7 +169,8 @@ def announce(
     """
     rows, left_out = chosen(attacks), evaluate == "leave-one-out"
     targets = len(zoo.shadow_member if left_out else zoo.target_member)
-    held = holdings(shadows, len(zoo.aux), queries, zoo.pool.x, left_out=left_out)
+    decay = zoo.recipe.weight_decay > 0
+    held = holdings(shadows, len(zoo.aux), queries, zoo.pool.x, left_out=left_out, decay=decay)
     able_ones = {name: row for name, row in rows.items() if not unmet(row, held)}
     ahead = forecast(able_ones, zoo.design, held, targets, search, zoo.device)
     asks = f", {ahead.queries:,} queries beyond the plain ones" if ahead.queries else ""
