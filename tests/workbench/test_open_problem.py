@@ -36,7 +36,7 @@ def zoo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(zoo, tmp_path_factory):
-    return run.answer([zoo], tmp_path_factory.mktemp("open"), show=False)
+    return run.answer([zoo], tmp_path_factory.mktemp("open"), draws=100, show=False)
 
 
 def test_the_weights_read_more_than_their_answers(found):
@@ -66,7 +66,7 @@ def test_permuted_truth_shows_no_gain(found):
 
 def test_the_truth_of_a_target_changes_no_score(zoo, found, tmp_path):
     flipped = replace(zoo, target_member=~zoo.target_member)
-    other = run.answer([flipped], tmp_path, show=False)
+    other = run.answer([flipped], tmp_path, draws=100, show=False)
     for name, score in found.scores.items():
         assert torch.equal(other.scores[name], score), name
 
@@ -75,14 +75,14 @@ def test_another_target_beside_it_changes_no_score(zoo, found, tmp_path_factory)
     """Bit-equal, but for the control that exchanges targets."""
     root = tmp_path_factory.mktemp("more")
     more = tiny(root, DECAYS, data=noise(), shadows=16, targets=6, records=300)
-    other = run.answer([more], tmp_path_factory.mktemp("open"), show=False)
+    other = run.answer([more], tmp_path_factory.mktemp("open"), draws=100, show=False)
     for name, score in found.scores.items():
         if name not in ("control-target", "control-noise"):
             assert torch.equal(other.scores[name][:5], score), name
 
 
 def test_finished_signals_are_read(zoo, tmp_path, monkeypatch):
-    run.answer([zoo], tmp_path, show=False)
+    run.answer([zoo], tmp_path, draws=100, show=False)
     made = sorted((tmp_path / "parts").iterdir())
     assert len(made) == 16 + 5
     made[3].unlink()
@@ -94,7 +94,7 @@ def test_finished_signals_are_read(zoo, tmp_path, monkeypatch):
         return gram(*arguments)
 
     monkeypatch.setattr(parts, "_gram", counted)
-    run.answer([zoo], tmp_path, show=False)
+    run.answer([zoo], tmp_path, draws=100, show=False)
     assert len(asked) == 2  # the missing one, and the shadow that lends its gradients to B
 
 

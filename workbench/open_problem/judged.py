@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from glasslab import metrics
-from glasslab.bootstrap import paired
+from glasslab.bootstrap import DRAWS, paired
 from glasslab.ratios import Ratio, Tails, ratio, tails
 from glasslab.split import stream
 from workbench.evidence import one_thread
@@ -22,6 +22,8 @@ def table(
     scores: Sequence[Mapping[str, Float64[Tensor, "t n"]]],
     truth: Sequence[Bool[Tensor, "t n"]],
     seeds: Sequence[int],
+    *,
+    draws: int = DRAWS,
 ) -> list[Row]:
     """Rows {seed, attack, ...}: of all seeds together ("all"), best tail first, and of each seed.
 
@@ -33,6 +35,7 @@ def table(
             [[s[name] for s in scores] for name in names],
             truth,
             stream(seeds[0], "tails"),
+            draws=draws,
             fpr=RATES["0.1pct"],
         )
         auc = torch.tensor(
@@ -69,14 +72,19 @@ def verdict(rows: Sequence[Row]) -> dict[str, bool]:
 
 
 def differences(
-    scores: Mapping[str, Float64[Tensor, "t n"]], truth: Bool[Tensor, "t n"], seed: int
+    scores: Mapping[str, Float64[Tensor, "t n"]], truth: Bool[Tensor, "t n"], seed: int, *, draws: int = DRAWS
 ) -> dict[str, Row]:
     """W less LiRA and less B in AUC and TPR at 1 % FPR, with 95 % intervals, on one seed's zoo."""
     found = {}
     for rival in (LIRA, BLACK):
         with one_thread():
             drawn = paired(
-                scores[WHITE], scores[rival], truth, stream(seed, f"less {rival}"), rates={"1pct": 1e-2}
+                scores[WHITE],
+                scores[rival],
+                truth,
+                stream(seed, f"less {rival}"),
+                rates={"1pct": 1e-2},
+                draws=draws,
             )
         found[rival] = {
             name: {"value": drawn[name].value, "low": drawn[name].low, "high": drawn[name].high}

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from glasslab.bootstrap import DRAWS
 from glasslab.recipe import Recipe
 from glasslab.zoo import Zoo
 from whitebox.score_test import Rho
@@ -41,17 +42,19 @@ def check(recipe: Recipe, m: int, t: int) -> None:
         raise ValueError("recipe must have a weight_decay above 0 for open-problem, got 0")
 
 
-def answer(zoos: Sequence[Zoo], folder: Path, config: Config = FROZEN, *, show: bool = True) -> Answer:
+def answer(
+    zoos: Sequence[Zoo], folder: str | Path, config: Config = FROZEN, *, draws: int = DRAWS, show: bool = True
+) -> Answer:
     """Runs it on zoos that differ in their seed alone. Signals that lie in `folder` are read, not remade.
 
     Raises ValueError as `check` does.
     """
     for zoo in zoos:
         check(zoo.recipe, len(zoo.shadow_member), len(zoo.target_member))
-    found = [_scored(zoo, config, folder, show) for zoo in zoos]
+    found = [_scored(zoo, config, Path(folder), show) for zoo in zoos]
     truth = [zoo.target_member for zoo in zoos]
     seeds = [zoo.seed for zoo in zoos]
-    rows = judged.table([f.scores for f in found], truth, seeds)
+    rows = judged.table([f.scores for f in found], truth, seeds, draws=draws)
     seconds = {name: sum(f.seconds[name] for f in found) / len(found) for name in found[0].seconds}
     for row in rows:
         row["seconds"] = seconds.get(row["attack"])
@@ -59,6 +62,7 @@ def answer(zoos: Sequence[Zoo], folder: Path, config: Config = FROZEN, *, show: 
         [{k: f.scores[k] for k in ("lira", "B", "W")} for f in found],
         [judged.permuted(m, z.seed) for m, z in zip(truth, zoos, strict=True)],
         seeds,
+        draws=draws,
     )
     n_neg = sum(int((~m).sum()) for m in truth) / len(truth)
     document = {
@@ -73,7 +77,8 @@ def answer(zoos: Sequence[Zoo], folder: Path, config: Config = FROZEN, *, show: 
         "zoos": [zoo.key for zoo in zoos],
         "spread_rule_of_lira": [f.rule for f in found],
         "differences": [
-            judged.differences(f.scores, m, z.seed) for f, m, z in zip(found, truth, zoos, strict=True)
+            judged.differences(f.scores, m, z.seed, draws=draws)
+            for f, m, z in zip(found, truth, zoos, strict=True)
         ],
         "rows": rows,
         "permuted_truth": null,
