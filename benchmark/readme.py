@@ -19,6 +19,7 @@ from benchmark.record import RESULTS, ROOT
 from workbench.attacks import ATTACKS, Attack
 
 README, INDEX = ROOT / "README.md", ROOT / "docs" / "attacks" / "README.md"
+OPEN = ROOT / "docs" / "open-problem.md"
 SPEED = {
     "ratio_digits_mlp": "64 digits MLPs (64-128-10), stacked",
     "ratio_location_dense": "Location-30 446-1024-512-30, bfloat16",
@@ -69,6 +70,49 @@ def speed(train: Result, score: Result) -> str:
     return "\n".join([*lines, "", _origin(train)])
 
 
+def open_problem(result: Result) -> str:
+    """A zoo a line: TPR at 0.1 % FPR of W and its rivals, and how many times theirs it is."""
+    zoos = list(dict.fromkeys(row["zoo"] for row in result["rows"]))
+    at = {(row["zoo"], row["attack"]): row for row in result["rows"] if row["seed"] == "all"}
+    lines = [
+        "| TPR % at 0.1 % FPR | W | decode | B | LiRA | W over LiRA | W over B | decode over LiRA |",
+        f"|{'---|' * 8}",
+    ]
+    for zoo in zoos:
+        w, free = at[zoo, "W"], at[zoo, "decode"]
+        tpr = [f"{100 * at[zoo, name]['tpr_at_0.1pct']:.2f}" for name in ("W", "decode", "B", "lira")]
+        beside = (w, "ratio_to_lira", "low", "high"), (w, "ratio_to_blackbox_stack", "low_bb", "high_bb")
+        over = [_times(*names) for names in (*beside, (free, "ratio_to_lira", "low", "high"))]
+        lines.append(f"| {zoo.replace('_', ', ')} | {' | '.join([*tpr, *over])} |")
+    return "\n".join([*lines, "", _origin(result)])
+
+
+def every_attack(result: Result) -> str:
+    """All attacks and controls: TPR at 0.1 % and 1 % FPR in percent, AUC, ratio to LiRA, a zoo a column."""
+    zoos = list(dict.fromkeys(row["zoo"] for row in result["rows"]))
+    at = {(row["zoo"], row["attack"]): row for row in result["rows"] if row["seed"] == "all"}
+    names = dict.fromkeys(row["attack"] for row in result["rows"] if row["zoo"] == zoos[0])
+    lines = [
+        f"| attack | {' | '.join(zoo.replace('_', ', ') for zoo in zoos)} |",
+        f"|{'---|' * (len(zoos) + 1)}",
+    ]
+    for name in names:
+        cells = []
+        for row in (at[zoo, name] for zoo in zoos):
+            tail, more = (100 * row[f"tpr_at_{rate}"] for rate in ("0.1pct", "1pct"))
+            cells.append(
+                f"{tail:.2f}, {more:.1f}, {row['auc']:.3f}; {_times(row, 'ratio_to_lira', 'low', 'high')}"
+            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _origin(result)])
+
+
+def _times(row: Result, value: str, low: str, high: str) -> str:
+    if row[value] is None or row[low] is None or row[high] is None:
+        return "-"
+    return f"{row[value]:.2f} ({row[low]:.2f} to {row[high]:.2f})"
+
+
 def needs() -> str:
     """What each attack holds, needs and asks."""
     lines = [
@@ -117,6 +161,9 @@ def _asks(row: Attack) -> str:
 TABLES: dict[str, tuple[Path, tuple[str, ...], Callable[..., str]]] = {
     "attacks": (README, ("blackbox",), attacks),
     "speed": (README, ("train", "score"), speed),
+    "open": (README, ("open_problem",), open_problem),
+    "five": (OPEN, ("open_problem",), open_problem),
+    "every": (OPEN, ("open_problem",), every_attack),
     "rows": (INDEX, (), needs),
 }
 
