@@ -3,23 +3,17 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
-from dataclasses import make_dataclass
-from functools import partial
-from inspect import signature
-from io import StringIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from workbench.cli_zoo import ZOO
 from workbench.options import AttackOptions, DataRoot, InvertOptions, SynthesizeOptions, ZooOptions
+from workbench.parsing import Command, parsed
 
-ABOUT = "Privacy attacks on machine-learning classifiers: one zoo of trained models, every attack, one table."
-CONFIG = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
 OURS = ("glasslab", "blackbox", "whitebox", "inversion", "synthesis", "workbench")
 By = tyro.conf.arg
 
@@ -33,8 +27,6 @@ Out = Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: run
 Seeds = Annotated[
     tuple[int, ...], By(metavar="SEED [SEED ...]", help_behavior_hint="(default: --seed alone)")
 ]
-
-Command = Callable[..., int]
 
 
 def compare(
@@ -191,7 +183,7 @@ COMMANDS: Mapping[str, Command] = {
 def main(words: Sequence[str] | None = None) -> int:
     """0; 1 where an attack raised or a file is damaged, 2 for mistakes of the user's, 130 after Ctrl-C."""
     try:
-        return _parsed(list(sys.argv[1:] if words is None else words))()
+        return parsed(list(sys.argv[1:] if words is None else words), COMMANDS, ZOO, _fail)()
     except KeyboardInterrupt as stop:
         return _fail(130, f"stopped: {stop}" if str(stop) else "stopped: nothing was begun")
     except BrokenPipeError:  # who read our output has seen enough
@@ -201,54 +193,6 @@ def main(words: Sequence[str] | None = None) -> int:
         if isinstance(error, ValueError) and not _raised_by_us(error):
             raise
         return _fail(2, " ".join(str(error).split()))
-
-
-def _parsed(words: list[str]) -> Callable[[], int]:
-    """The command with its arguments, not yet run. A mistake ends it with code 2 and one line."""
-    nested = words[:1] == ["zoo"]
-    commands, name = (ZOO, "glasslab zoo") if nested else (COMMANDS, "glasslab")
-    forms = {_form(command): command for command in commands.values()}
-    about = "Look after the models on disk." if nested else ABOUT
-    said = StringIO()
-    try:
-        with redirect_stderr(said):
-            filled = tyro.extras.subcommand_cli_from_dict(
-                dict(zip(commands, forms, strict=True)),
-                prog=name,
-                description=about,
-                args=words[nested:],
-                config=CONFIG,
-            )
-    except SystemExit as end:
-        if end.code:
-            _fail(2, _one_line(said.getvalue()))
-        raise
-    return partial(forms[type(filled)], **vars(filled))
-
-
-def _form(command: Command) -> type:
-    """A command's signature as a dataclass, which can be filled in without running the command."""
-    hints = get_type_hints(command, include_extras=True)
-    fields: list[Any] = [
-        (p.name, hints[p.name]) if p.default is p.empty else (p.name, hints[p.name], p.default)
-        for p in signature(command).parameters.values()
-    ]
-    form = make_dataclass(command.__name__, fields, kw_only=True)
-    form.__doc__ = command.__doc__
-    return form
-
-
-def _one_line(box: str) -> str:
-    """What the parser says in a box: its first paragraph, and what it thinks was meant."""
-    lines = [line.strip("╭╮╰╯│ ") for line in box.splitlines()][1:]  # the first is a title
-    rules = [i for i, line in enumerate(lines) if line and set(line) <= {"─", "-"}] + [len(lines)]
-    start = 1 if rules[0] == 0 else 0  # without a box the title is underlined
-    end = rules[start]
-    first = " ".join(" ".join(lines[start:end]).split()).partition(" Got errors:")[0]
-    flags = [line for line in lines[end:] if line.startswith("--") and set(line) != {"-"}]
-    there = [line for line in lines[end:] if line.startswith("Available")]
-    hints = [*(f"did you mean {line.split()[0]}?" for line in flags), *there]
-    return f"{first} ({hints[0]})" if hints and hints[0].split()[-1].strip("?") not in first else first
 
 
 def _fail(code: int, line: str) -> int:
