@@ -60,7 +60,8 @@ def tabled(phi, shadow_phi, inside, classes=2, seed=0, images=False):
     z = logits(shadow_phi)[:, :, None]
     shadows = Shadows([Table(each[:, 0]).eval() for each in z], pool, inside, inside, z, z[:, :, 0])
     model = Table(logits(phi)).eval()
-    return Game(Oracle(model), model, pool.x, y, classes, Recipe(net="softmax", epochs=10), shadows, pool)
+    recipe = Recipe(net="softmax", epochs=10, weight_decay=0.01)
+    return Game(Oracle(model), model, pool.x, y, classes, recipe, shadows, pool)
 
 
 def run(attack, game):
@@ -124,8 +125,9 @@ def test_the_law_bites():
 @every
 @pytest.mark.parametrize("m", [4, 6, 8, 16])
 def test_a_shadow_left_out_is_not_told_by_counts(attack, m):
-    """Cure 2 of the protocol. LiRA's pooled spreads need two models a side somewhere: it refuses at m = 4."""
-    S, member = null(m, n=2000, seed=m)
+    """Cure 2 of the protocol. Rows that need more models a side than are left refuse: LiRA at m = 4."""
+    n = 600 if attack.holds.endswith("candidates") else 2000  # all at once: their cost grows as n^3
+    S, member = null(m, n=n, seed=m)
     held, inside = leave_one_out(0, S, member)
     # what is left has the models in on top, of every record; some attacks look at the first row alone
     mixed = torch.rand(held.shape, generator=stream(m, "mixed")).argsort(0)
@@ -133,10 +135,10 @@ def test_a_shadow_left_out_is_not_told_by_counts(attack, m):
     game = tabled(S[0], held, inside, seed=m, images=attack.needs.images)
     game, _ = told(game, member[0], seed=m)
     if m // 2 - 1 < max(attack.needs.n_in, attack.needs.n_out):
-        assert m == 4
-        with pytest.raises(ValueError, match="member must hold"):
+        assert m // 2 - 1 < 3  # two for a spread, and stacks play a third against them
+        with pytest.raises(ValueError, match="member must hold|trunks must leave"):
             run(attack, game)
         return
     n_pos = int(member[0].sum())
-    allowance = 4.4 * auc_se(n_pos, 2000 - n_pos)  # 0.001 in all over these 64 checks
+    allowance = 4.4 * auc_se(n_pos, n - n_pos)  # 0.001 in all over these 64 checks
     assert abs(auc(run(attack, game), member[0]) - 0.5) < allowance

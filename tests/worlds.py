@@ -56,7 +56,7 @@ def ridge(
     records in training even the label-free entropy tells; with d = 40 it is upside down, and the loss weak.
     `images` gives the records the shape [3, 5, d / 15]. `peaked` models are linear in a narrow kernel around
     their training records, at which the loss then has minima; it has none in a linear model. `hidden` random
-    units come before the linear layer, other ones in each model.
+    units come before the linear layer, other ones in each model. The recipe says weight decay, for the ridge.
     """
     g, shape = stream(seed, "ridge"), (3, 5, d // 15) if images else (d,)
     pool, aux, fresh = (
@@ -70,7 +70,9 @@ def ridge(
     with torch.no_grad():
         z, z_aux = (torch.stack([model(data.x) for model in models]) for data in (pool, aux))
     shadows = Shadows(models, pool, member, member, z[:, :, None], z_aux)
-    recipe = Recipe(net="mlp" if hidden else "softmax", hidden=(hidden,) if hidden else (), epochs=10)
+    recipe = Recipe(
+        net="mlp" if hidden else "softmax", hidden=(hidden,) if hidden else (), epochs=10, weight_decay=0.01
+    )
     steps = partial(updates, (pool if leaks else fresh)[truth], seed)
     play = Game(Oracle(target), target, pool.x, pool.y, c, recipe, shadows, aux, known=truth, steps=steps)
     return play, truth

@@ -4,8 +4,8 @@ Ours. The attacker has: the weights, the recipe (weight decay lambda, n records 
 candidates, all at once; no shadow. At the end of training theta = sum_i m_i g_i J_i + noise, where
 J = grad phi is the gradient of record i's margin, m_i is 1 in the training set and 0 outside, and
 g_i = sigma(-phi_i) / (n lambda) is known, phi being the model's own margin. So bits are unknown, not numbers,
-which is far less than `dual` has to find. All bits at once, by expectation propagation (Minka 2001,
-arXiv:1301.2294) with a Gaussian for alpha_i = m_i g_i; p = 1/2 at first:
+which is far less than `dual` has to find. All bits at once, after expectation propagation (Minka 2001,
+arXiv:1301.2294), with a Gaussian for alpha_i = m_i g_i; p = 1/2 at first:
   prior       mean mu = p g, variance v = p (rho g)^2 + (1 - p) p g^2 + tau^2
   posterior   covariance C = (G / s + diag 1/v)^-1, mean = mu + C (b - G mu) / s;  G = J J', b = J theta
   without i's own prior    1/k = 1/C_ii - 1/v_i,   c = k (mean_i / C_ii - mu_i / v_i)
@@ -112,6 +112,8 @@ def bits(of: Gram, g: Float64[Tensor, "n"], law: Law = USUAL) -> Float64[Tensor,
     odds = found = torch.zeros_like(g)
     for turn in range(law.rounds):
         p = odds.clamp(-SURE, SURE).sigmoid()
+        # DIFFERS: the law of a bit at p. Expectation propagation divides the bit's own posterior by what the
+        # others say of it, a quotient whose variance can be negative; on small worlds both rank alike.
         mu, v = p * g, p * spread + floor + p * (1 - p) * g.square()
         mean, C = posterior(of, mu, v, s)
         found = _log_odds((1 / C - 1 / v).clamp(min=0), mean / C - mu / v, g, spread, floor)

@@ -12,6 +12,7 @@ Higher = member.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from glasslab.likelihood import Variance, fit, ratio
 from whitebox.gram import Gram, foreign, grams, pooled
+
+TINY: Final = 1e-300  # all g are 0 in float64 where every phi is above 745
 
 
 def dual(
@@ -72,7 +75,7 @@ def solve(of: Gram, ridge: float) -> Float64[Tensor, "n"]:
     if not ridge > 0:
         raise ValueError(f"ridge must be above 0, got {ridge}")
     A = of.G.clone()
-    A.diagonal().add_(ridge * of.G.diagonal().mean())
+    A.diagonal().add_(ridge * of.G.diagonal().mean().clamp(min=TINY))
     return torch.cholesky_solve(of.b[:, None], torch.linalg.cholesky(A))[:, 0]
 
 
@@ -82,7 +85,7 @@ def shaped(of: Gram, g: Float64[Tensor, "n"], ridge: float) -> Float64[Tensor, "
     What a record's weight would be if it was a member, g = sigma(-phi) / (n lambda) up to scale, is known
     from the model's answers; where it is near 0 nothing is to be found, and nothing is looked for.
     """
-    q = (g / g.mean()).sqrt()
+    q = (g / g.mean().clamp(min=TINY)).sqrt()
     return solve(of._replace(G=q[:, None] * of.G * q, b=q * of.b), ridge)
 
 

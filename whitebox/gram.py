@@ -45,10 +45,10 @@ def grams(
 ) -> Iterator[tuple[str, Gram]]:
     """Layer after layer, in model order: dense ones and convolutions without groups.
 
-    A dense layer's gradients are not formed: G = (A A') * (D D') for its inputs A and deltas D. A layer
-    whose scale cannot change an answer has <J, theta> = 0 at any weights. So has one before a BatchNorm in training,
-    whose statistics follow it; in eval mode they stay, and b would not show it. Such a layer is left out, and
-    a Floored warning names it. Raises ValueError as `captured` does, and where no layer is left.
+    A dense layer's gradients are not formed: G = (A A') * (D D') for its inputs A and deltas D. A layer whose
+    scale cannot change an answer has <J, theta> = 0 at any weights. So has one before a BatchNorm in
+    training, whose statistics follow it; in eval mode they stay, and b would not show it. Such a layer is
+    left out, and a Floored warning names it. Raises ValueError as `captured` does, and where none is left.
     """
     check_eval(model)
     names = with_factors(model, layers, x)

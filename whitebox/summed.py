@@ -34,7 +34,7 @@ class Weighed:
         """Log-odds of membership in nats; ValueError where an attack is missing, or NaN or infinite."""
         if log_odds.keys() != set(self.names):
             raise ValueError(f"log_odds must be {[*self.names]}, got {[*log_odds]}")
-        X = _columns({name: log_odds[name] for name in self.names}, "log_odds")
+        X = _columns({name: log_odds[name] for name in self.names})
         rows = X.reshape(-1, *X.shape[-2:])
         # one by one, as a product of another shape may end in another last digit
         return torch.stack([self.stacker(row) for row in rows]).reshape(X.shape[:-1])
@@ -65,8 +65,11 @@ def weigh(
     """The weights; member[i, j]: record j is in shadow i, which played the target without its own help.
 
     `stacker`: logistic regression of strength C, which draws nothing, or three small nets.
-    Raises ValueError for no attack, shapes that differ, NaN or infinity, and members or others alone.
+    Raises ValueError for no attack, shapes that differ, NaN or infinity, members or others alone, and a C
+    that is not above 0.
     """
+    if not 0 < C < float("inf"):
+        raise ValueError(f"C must be above 0 and finite, got {C}")
     if not log_odds:
         raise ValueError("log_odds must hold 1 or more attacks, got none")
     for name, S in log_odds.items():
@@ -76,14 +79,14 @@ def weigh(
         raise ValueError(f"member must hold members and others, got {int(member.sum())} of {member.numel()}")
     if stacker not in get_args(Kind):
         raise ValueError(f"stacker must be one of {[*get_args(Kind)]}, got {stacker!r}")
-    X, inside = _columns(log_odds, "log_odds").flatten(0, -2).float(), member.flatten()
+    X, inside = _columns(log_odds).flatten(0, -2).float(), member.flatten()
     learned = nets(X, inside, generator) if stacker == "mlp" else logistic(X, inside, C=C)
     return Weighed(tuple(log_odds), learned)
 
 
-def _columns(log_odds: Mapping[str, Tensor], argument: str) -> Float64[Tensor, "*t n f"]:
+def _columns(log_odds: Mapping[str, Float[Tensor, "*t n"]]) -> Float64[Tensor, "*t n f"]:
     for name, s in log_odds.items():
         if not s.isfinite().all():
             bad = int((~s.isfinite()).sum())
-            raise ValueError(f"{argument}[{name!r}] must be finite, got {bad} NaN or infinite values")
+            raise ValueError(f"log_odds[{name!r}] must be finite, got {bad} NaN or infinite values")
     return torch.stack([BOUND * (s.double() / BOUND).tanh() for s in log_odds.values()], -1)

@@ -93,9 +93,7 @@ def refuse_early(
     aux = round(0.2 * len(order.data))
     left_out = evaluate == "leave-one-out"
     decay = order.recipe.weight_decay > 0
-    held = holdings(
-        order.settings["shadows"], aux, queries, order.data.x, left_out=left_out, decay=decay
-    )
+    held = holdings(order.settings["shadows"], aux, queries, order.data.x, left_out=left_out, decay=decay)
     held = held if inside else replace(held, n_in=0)
     able(chosen(attacks), held, strict=demanded(attacks))
 

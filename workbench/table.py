@@ -14,6 +14,7 @@ Row = Mapping[str, Any]
 RATES = {"1pct": "1 %", "0.1pct": "0.1 %", "0.001pct": "0.001 %"}
 MARKS = {"below_resolution": "°", "few_false_positives": "*"}
 SHORT = {"probabilities": "probs"}
+WIDE = 27  # characters of the first column
 LEGEND = "° no false positive is allowed: TPR at FPR 0   * fewer than 10: interval at a fixed threshold"
 
 
@@ -23,13 +24,14 @@ def table(summary: Sequence[Row], manifest: Row) -> Table:
     Second lines hold 95 % intervals.
     """
     drawn = Table(box=box.SIMPLE_HEAD, padding=0, caption_justify="left", caption_style="")
-    drawn.add_column("attack\n[dim]family, access[/]", overflow="fold", max_width=27)
+    drawn.add_column("attack\n[dim]family, access[/]", overflow="fold", max_width=WIDE)
     rates = [f"TPR % at\n{rate} FPR" for rate in RATES.values()]
     for head in ("AUC\n ", "bal. acc.\n[dim]transf.[/]", *rates, "queries\n[dim]models[/]", "seconds\n "):
         drawn.add_column(head, justify="right", no_wrap=True)
     sound = [row for row in summary if row["error"] is None]
     for holds in sorted({row["holds"] for row in sound}, key=HOLDS.index):
-        drawn.add_row(Text(holds, "bold"))
+        label = holds if len(holds) <= WIDE else holds.replace("probabilities", SHORT["probabilities"])
+        drawn.add_row(Text(label, "bold"))
         group = [row for row in sound if row["holds"] == holds]
         for row in sorted(group, key=lambda row: (row["tpr_at_0.1pct"], row["auc"]), reverse=True):
             drawn.add_row(*_cells(row))

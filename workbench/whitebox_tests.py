@@ -1,4 +1,4 @@
-"""Rows of white-box attacks that test one record at a time, by signals of the weights or heads on features."""
+"""Rows of white-box attacks that test each record by itself: signals of weights, heads on features."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -13,8 +13,8 @@ from glasslab.likelihood import Variance
 from glasslab.oracle import forward
 from glasslab.split import stream
 from whitebox import density, frozen_trunk, score_test
-from whitebox.align import Method
-from whitebox.influence import Leverage
+from whitebox.align import Method as Alignment
+from whitebox.influence import Leverage, Method
 from whitebox.stacked import Kind, Stack, fit_stack
 from whitebox.whitened import WhitenedGamma, WhitenedTheta
 from workbench.attack import Attack, Needs
@@ -51,24 +51,22 @@ def _score_test(
 
 
 def _score_test_aux(
-    game: Game, generator: Generator, *, lambda_s: float | None = None
+    game: Game, generator: Generator, *, lambda_s: float | None = None, leverage: Method = "last"
 ) -> Float64[Tensor, "n"]:
     spare, rest = shares(game, generator.initial_seed())
-    model, leverage = held(game), Leverage(rest)
+    model, reach = held(game), Leverage(rest, leverage)
     s, t = (
         score_test.score_test(model, each.x, each.y, rest, lambda_s=_lambda(game, lambda_s)).cpu()
         for each in (game, spare)
     )
-    u, v = (leverage(model, each.x, each.y).cpu() for each in (game, spare))
+    u, v = (reach(model, each.x, each.y).cpu() for each in (game, spare))
     return score_test.by_aux(s, game.y.cpu(), u, t, spare.y.cpu(), v)
 
 
 def _score_test_raw(
     game: Game, generator: Generator, *, lambda_s: float | None = None
 ) -> Float64[Tensor, "n"]:
-    return score_test.score_test(
-        held(game), game.x, game.y, game.aux, lambda_s=_lambda(game, lambda_s)
-    ).cpu()
+    return score_test.score_test(held(game), game.x, game.y, game.aux, lambda_s=_lambda(game, lambda_s)).cpu()
 
 
 def _stacked(
@@ -116,7 +114,7 @@ def _density(
     game: Game,
     generator: Generator,
     *,
-    alignment: Method | None = "activations",
+    alignment: Alignment | None = "activations",
     classifier: density.Classifier = "ridge",
 ) -> Float64[Tensor, "n"]:
     shadows = game.shadows
@@ -175,15 +173,13 @@ AUX = Needs(aux=100)
 
 _row = partial(Attack, family="whitebox", access="weights", holds="weights", asks=0)
 _shadows = partial(_row, holds="weights+shadows", costly=True)
-_stack_of = partial(
-    _shadows, paper=CARLINI, needs=Needs(n_in=3, n_out=3, aux=100), random=True
-)
+_stack_of = partial(_shadows, paper=CARLINI, needs=Needs(n_in=3, n_out=3, aux=100), random=True)
 _control = partial(_shadows, paper=AINSWORTH, needs=Needs(n_in=1, n_out=1, aux=10), control=True)
 _few = {"heads": 32, "steps": 20}
 
 TESTS: Mapping[str, Attack] = {
     "score-test": _shadows(_score_test, paper=VAART, needs=Needs(n_in=2, n_out=2, aux=100)),
-    "score-test-aux": _row(_score_test_aux, paper=VAART, needs=AUX, random=True),
+    "score-test-aux": _row(_score_test_aux, paper=VAART, needs=AUX, random=True, quick={"leverage": "ekfac"}),
     "score-test-raw": _row(_score_test_raw, paper=VAART, needs=AUX),
     "stacked": _stack_of(_stacked),
     "stacked-boosting": _stack_of(partial(_stacked, stacker="boosting")),

@@ -138,6 +138,9 @@ def test_what_is_unmet_is_said():
     assert unmet(attack, Needs(1, 9, 9)) == (
         "needs 2+ shadow models in each record, got 1; 50+ records of aux, got 9"
     )
+    decays = replace(attack, needs=Needs(decay=True))
+    assert unmet(decays, Needs(decay=True)) is None
+    assert unmet(decays, Needs()) == "needs a recipe with weight decay (weight_decay=0.002, say), got none"
 
 
 def test_the_spread_is_settled_on_the_real_game(world):

@@ -46,7 +46,7 @@ def wrong(request, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "Expected one of {compare, train, attack, experiment, invert, synthesize, zoo}"),
+        ("", "Expected one of {compare, train, attack, experiment, invert, synthesize, open-problem, zoo}"),
         ("comprae", "comprae"),
         ("compare --shdows 3", "--shdows, 3 (did you mean --shadows?)"),
         ("compare --shadows few", "--shadows"),
@@ -217,4 +217,5 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
 def test_the_script_is_this_one():
     text = (ROOT / "pyproject.toml").read_text()
     assert 'glasslab = "workbench.cli:main"' in text
-    assert set(cli.COMMANDS) == {"compare", "train", "attack", "experiment", "invert", "synthesize", "zoo"}
+    names = {"compare", "train", "attack", "experiment", "invert", "synthesize", "open-problem", "zoo"}
+    assert set(cli.COMMANDS) == names

@@ -85,6 +85,10 @@ def test_claims_at_a_calibrated_threshold(zoo):
     assert frame.loc["own", "flagged"] == own
     with pytest.raises(ValueError, match="must score records without shadows of them, got lira"):
         calibration(zoo, attacks=["lira"])
+    with pytest.raises(ValueError, match="must score each record on its own, got dual"):
+        calibration(zoo, attacks=["dual"])
+    with pytest.raises(ValueError, match="attack decode needs a recipe with weight decay"):
+        calibration(zoo, attacks=["decode"])
 
 
 def test_layers_are_those_of_the_attack_itself(zoo):
@@ -125,8 +129,8 @@ def test_a_mock_target_is_told_of_its_own_members(zoo):
 
 def test_a_zoo_of_one_target_still_plays(tmp_path):
     """Every white-box row on a net with two hidden layers, at its quick settings."""
-    recipe = replace(RECIPE, hidden=(8, 6))
-    zoo = tiny(tmp_path, recipe, data=made(n=600), shadows=4, targets=1)
+    recipe = replace(RECIPE, hidden=(8, 6), weight_decay=0.01)  # what decode asks for
+    zoo = tiny(tmp_path, recipe, data=made(n=600), shadows=6, targets=1)  # three a side, for stacks
     assert len(zoo.aux) >= 100
     ring = arena(zoo, shadows=None, queries=1, mask=(), evaluate="targets")
     for name, row in ATTACKS.items():

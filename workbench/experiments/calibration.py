@@ -41,7 +41,8 @@ def calibration(
     `threshold` is "own", where the attack has one, or "conformal" with its alpha. `precision_counted` is the
     share of members among the flagged, with a Clopper-Pearson interval over them; None where none is.
     `fallback`: classes with too few calibration records, which take the threshold of all classes together.
-    Raises ValueError for attacks that see shadows of the candidates: those cannot score aux.
+    Raises ValueError for attacks that see shadows of the candidates: those cannot score aux; and
+    for those that decide on all candidates together.
     """
     table = chosen(attacks)
     ring = arena(zoo, shadows=None, queries=1, mask=(), evaluate="targets")
@@ -50,6 +51,8 @@ def calibration(
     for name, row in table.items():
         if row.needs.n_in + row.needs.n_out:
             raise ValueError(f"attacks must score records without shadows of them, got {name}")
+        if row.holds.endswith("candidates"):
+            raise ValueError(f"attacks must score each record on its own, got {name}")
         flagged: dict[tuple[str, float | None], list[Tensor]] = {}
         fallback: dict[float, int] = {}
         for a in range(len(ring.truth)):
