@@ -18,6 +18,13 @@ from workbench.play import granted
 
 pytestmark = pytest.mark.filterwarnings("ignore::glasslab.checks.Floored")  # small worlds, few records
 every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+but_costly_ones_seldom = pytest.mark.parametrize(  # the null law holds them to the same, each time
+    "attack",
+    [
+        pytest.param(row, id=name, marks=[pytest.mark.slow] if row.costly else [])
+        for name, row in ATTACKS.items()
+    ],
+)
 
 
 MINIMA = [ATTACKS[name] for name in ("merlin", "morgan")]  # which they look for; linear models have none
@@ -52,7 +59,7 @@ def test_finds_a_planted_leak(attack):
         assert area > 0.7
 
 
-@every
+@but_costly_ones_seldom
 def test_finds_nothing_where_nothing_is(attack):
     excess, areas = [], []
     for game, truth in (ridge(kind(attack), leaks=False, seed=seed) for seed in range(20)):

@@ -56,6 +56,7 @@ def test_seeds_are_counted():
         tails([[a[0]]], [m, m], stream(0, "draws"))
 
 
+@pytest.mark.slow
 def test_coverage_where_both_are_equal():
     """Nominal misses are 5 %; the two-way bootstrap errs on the wide side. 9 of 60: one in 2,000."""
     missed = 0

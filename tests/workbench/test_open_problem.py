@@ -71,6 +71,7 @@ def test_the_truth_of_a_target_changes_no_score(zoo, found, tmp_path):
         assert torch.equal(other.scores[name], score), name
 
 
+@pytest.mark.slow
 def test_another_target_beside_it_changes_no_score(zoo, found, tmp_path_factory):
     """Bit-equal, but for the control that exchanges targets."""
     root = tmp_path_factory.mktemp("more")
