@@ -367,6 +367,25 @@ def test_a_shadow_that_is_the_target_needs_no_weights():
     )
 
 
+def test_of_the_target_a_shadow_takes_answers_alone():
+    """G is the shadow's; b and g are of the answers, b with the mean square that it has on the shadow."""
+    model, x, y, _ = world("tanh", 0)
+    shadow, z = world("tanh", 1)[0], model(x)
+    own = pooled([g for _, g in grams(shadow, x, y)])
+    b = doubles(
+        [
+            float(z[i, k]) - sum(float(w * v) for w, v in zip(rest.softmax(0), rest, strict=True))
+            for i, k in enumerate(y.tolist())
+            for rest in [torch.cat([z[i, :k], z[i, k + 1 :]])]
+        ]
+    )
+    b = b * (own.b.square().sum() / b.square().sum()).sqrt()
+    right = bits(own._replace(b=b), shares(z, y, DECAY, 12))
+    got = decode_shadow(shadow, x, y, z, weight_decay=DECAY, n_train=12)
+    torch.testing.assert_close(got, right, rtol=1e-8, atol=1e-9)
+    assert (got - bits(own, shares(z, y, DECAY, 12))).abs().max() > 0.01  # with the shadow's own b
+
+
 def test_a_shadow_finds_members_in_answers():
     """A shadow of other records: mean over 8 worlds, four standard errors above chance."""
     found = []
