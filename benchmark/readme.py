@@ -15,6 +15,7 @@ from typing import Any
 
 import tyro
 
+from benchmark import readme_open
 from benchmark.record import RESULTS, ROOT
 from workbench.attacks import ATTACKS, Attack
 
@@ -70,47 +71,9 @@ def speed(train: Result, score: Result) -> str:
     return "\n".join([*lines, "", _origin(train)])
 
 
-def open_problem(result: Result) -> str:
-    """A zoo a line: TPR at 0.1 % FPR of W and its rivals, and how many times theirs it is."""
-    zoos = list(dict.fromkeys(row["zoo"] for row in result["rows"]))
-    at = {(row["zoo"], row["attack"]): row for row in result["rows"] if row["seed"] == "all"}
-    lines = [
-        "| TPR % at 0.1 % FPR | W | decode | B | LiRA | W over LiRA | W over B | decode over LiRA |",
-        f"|{'---|' * 8}",
-    ]
-    for zoo in zoos:
-        w, free = at[zoo, "W"], at[zoo, "decode"]
-        tpr = [f"{100 * at[zoo, name]['tpr_at_0.1pct']:.2f}" for name in ("W", "decode", "B", "lira")]
-        beside = (w, "ratio_to_lira", "low", "high"), (w, "ratio_to_blackbox_stack", "low_bb", "high_bb")
-        over = [_times(*names) for names in (*beside, (free, "ratio_to_lira", "low", "high"))]
-        lines.append(f"| {zoo.replace('_', ', ')} | {' | '.join([*tpr, *over])} |")
-    return "\n".join([*lines, "", _origin(result)])
-
-
-def every_attack(result: Result) -> str:
-    """All attacks and controls: TPR at 0.1 % and 1 % FPR in percent, AUC, ratio to LiRA, a zoo a column."""
-    zoos = list(dict.fromkeys(row["zoo"] for row in result["rows"]))
-    at = {(row["zoo"], row["attack"]): row for row in result["rows"] if row["seed"] == "all"}
-    names = dict.fromkeys(row["attack"] for row in result["rows"] if row["zoo"] == zoos[0])
-    lines = [
-        f"| attack | {' | '.join(zoo.replace('_', ', ') for zoo in zoos)} |",
-        f"|{'---|' * (len(zoos) + 1)}",
-    ]
-    for name in names:
-        cells = []
-        for row in (at[zoo, name] for zoo in zoos):
-            tail, more = (100 * row[f"tpr_at_{rate}"] for rate in ("0.1pct", "1pct"))
-            cells.append(
-                f"{tail:.2f}, {more:.1f}, {row['auc']:.3f}; {_times(row, 'ratio_to_lira', 'low', 'high')}"
-            )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _origin(result)])
-
-
-def _times(row: Result, value: str, low: str, high: str) -> str:
-    if row[value] is None or row[low] is None or row[high] is None:
-        return "-"
-    return f"{row[value]:.2f} ({row[low]:.2f} to {row[high]:.2f})"
+def told(table: Callable[[Result], str]) -> Callable[[Result], str]:
+    """The table with a line on where its numbers come from."""
+    return lambda result: f"{table(result)}\n\n{_origin(result)}"
 
 
 def needs() -> str:
@@ -149,7 +112,8 @@ def _least(row: Attack) -> str:
     ]
     aux = [f"{row.needs.aux} of aux"] if row.needs.aux else []
     kind = ["images"] if row.needs.images else ["not binary"] if row.needs.continuous else []
-    return ", ".join([*models, *aux, *kind]) or "-"
+    decay = ["weight decay"] if row.needs.decay else []
+    return ", ".join([*models, *aux, *decay, *kind]) or "-"
 
 
 def _asks(row: Attack) -> str:
@@ -161,10 +125,25 @@ def _asks(row: Attack) -> str:
 TABLES: dict[str, tuple[Path, tuple[str, ...], Callable[..., str]]] = {
     "attacks": (README, ("blackbox",), attacks),
     "speed": (README, ("train", "score"), speed),
-    "open": (README, ("open_problem",), open_problem),
-    "five": (OPEN, ("open_problem",), open_problem),
-    "every": (OPEN, ("open_problem",), every_attack),
+    "open": (README, ("open_problem",), told(readme_open.ratios)),
     "rows": (INDEX, (), needs),
+    "five": (OPEN, ("open_problem",), told(readme_open.ratios)),
+    "seeds": (OPEN, ("open_problem",), readme_open.each_seed),
+    "every": (OPEN, ("open_problem",), told(readme_open.every_attack)),
+    "coverage": (OPEN, ("open_problem_tables",), readme_open.coverage),
+    "decay": (OPEN, ("open_problem_tables",), readme_open.decay),
+    "width": (OPEN, ("open_problem_tables",), readme_open.sweep(["width"], "hidden", "weights")),
+    "size": (OPEN, ("open_problem_tables",), readme_open.sweep(["size", "size_most"], "records")),
+    "layers": (OPEN, ("open_problem_tables",), readme_open.layers),
+    "settings": (OPEN, ("open_problem_tables",), readme_open.settings),
+    "shadows": (OPEN, ("open_problem_tables",), readme_open.shadows),
+    "augmentation": (OPEN, ("open_problem_tables",), readme_open.sweep(["augmentation"], "data", "augment")),
+    "norm": (OPEN, ("open_problem_tables",), readme_open.sweep(["norm"], "norm")),
+    "defence": (OPEN, ("open_problem_tables",), told(readme_open.sweep(["defence"], "defence", "strength"))),
+    "tuned": (OPEN, ("open_problem_regimes",), readme_open.tuned),
+    "budget": (OPEN, ("open_problem_regimes",), readme_open.budget),
+    "bought": (OPEN, ("open_problem_regimes",), readme_open.bought),
+    "positive": (OPEN, ("open_problem_regimes",), told(readme_open.positive)),
 }
 
 

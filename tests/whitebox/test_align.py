@@ -117,8 +117,8 @@ def test_how_many_permutations_the_nets_have():
     count = {name: len(symmetry(make(name), images()).sizes) for name in NETS}
     # a stream for each run of sums, one for what lies within each block; resnet18: 4 stages of 2 blocks
     assert count == {
-        "softmax": 0, "mlp": 2, "dae": 2, "cnn": 4, "alexnet": 5, "resnet9": 6, "resnet18": 12,
-        "wrn28-2": 16, "wrn16-4": 10,
+        "softmax": 0, "mlp": 2, "dae": 2, "cnn": 4, "lenet": 3, "alexnet": 5, "resnet9": 6,
+        "resnet18": 12, "wrn28-2": 16, "wrn16-4": 10,
     }  # fmt: skip
 
 
