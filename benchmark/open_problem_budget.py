@@ -185,7 +185,8 @@ def more(fixed: Fixed, q: int) -> Scores:
     found: Scores = {}
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        rules: dict[str, Variance] = {"": "shrunk", "-record": "record", "-pooled": "pooled"}
         for m in (fixed.shadows, q):
-            for rule, end in (("shrunk", ""), ("record", "-record"), ("pooled", "-pooled")):
+            for end, rule in rules.items():
                 found[f"lira-{m}{end}"] = ratio(s, fit(S[:m], zoo.shadow_member[:m], variance=rule))
     return found

@@ -127,7 +127,8 @@ class Moved:
     def grams(self, model: nn.Module, x: Tensor, y: Tensor) -> list[Gram]:
         """Of each layer, with theta - c theta_0 in the place of theta."""
         first = dict(self.start.named_parameters())
-        moved = {k: p.detach().double() - self.c * first[k].double() for k, p in model.named_parameters()}
+        ends = {k: p.detach().double() for k, p in model.named_parameters()}
+        moved = {k: end - self.c * first[k].detach().double() for k, end in ends.items()}
         b = dict(zip(owners(model), contract(model, x, y, moved).T, strict=True))
 
         def square(name: str) -> float:

@@ -84,7 +84,7 @@ def _shadow_alphas(
     return torch.stack([_alpha(shadows.models[i], x, y, ridge) for i in range(len(shadows.inside))])
 
 
-KIMELDORF, MINKA = "doi:10.1214/aoms/1177697089", "arXiv:1301.2294"
+KIMELDORF, MINKA = "doi:10.1016/0022-247X(71)90184-3", "arXiv:1301.2294"
 ONE = Needs(n_out=1)  # shadow, of which it does not matter what it learned
 
 _row = partial(Attack, family="whitebox", access="weights", asks=0, costly=True)
