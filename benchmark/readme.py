@@ -129,6 +129,7 @@ TABLES: dict[str, tuple[Path, tuple[str, ...], Callable[..., str]]] = {
     "rows": (INDEX, (), needs),
     "five": (OPEN, ("open_problem",), told(readme_open.ratios)),
     "seeds": (OPEN, ("open_problem",), readme_open.each_seed),
+    "controls": (OPEN, ("open_problem",), readme_open.controls),
     "every": (OPEN, ("open_problem",), told(readme_open.every_attack)),
     "coverage": (OPEN, ("open_problem_tables",), readme_open.coverage),
     "decay": (OPEN, ("open_problem_tables",), readme_open.decay),

@@ -33,7 +33,9 @@ def every_attack(result: Result) -> str:
     def cell(row: Row) -> str:
         return f"{_percent(row)}, {100 * row['tpr_at_1pct']:.1f}, {row['auc']:.3f}; {_times(row)}"
 
-    names = _seen(row["attack"] for row in rows if row["zoo"] == zoos[0])
+    names = _seen(
+        row["attack"] for row in rows if row["zoo"] == zoos[0] and row["attack"] != "permuted-truth"
+    )
     return _table(
         ["attack", *map(_zoo, zoos)], [[name, *(cell(at[zoo, name]) for zoo in zoos)] for name in names]
     )
@@ -47,6 +49,23 @@ def each_seed(result: Result) -> str:
         keys = "ratio_to_lira_seeds", "ratio_to_blackbox_stack_seeds"
         lines.append([_zoo(zoo), *(", ".join(f"{x:.2f}" for x in w[key]) for key in keys)])
     return _table(["seeds 0, 1, 2", "W over LiRA", "W over B"], lines)
+
+
+def controls(result: Result) -> str:
+    """What W reads over B with signals that cannot know, and with truth that is permuted."""
+    rows = [row for row in result["rows"] if row["seed"] == "all"]
+    at = {(row["zoo"], row["attack"]): row for row in rows}
+    zoos = _seen(row["zoo"] for row in rows)
+    lines = [
+        [
+            f"{name}, over B",
+            *(_times(at[zoo, f"control-{name}"], "ratio_to_blackbox_stack", "_bb") for zoo in zoos),
+        ]
+        for name in ("noise", "target", "record")
+    ]
+    null = [at[zoo, "permuted-truth"] for zoo in zoos]
+    lines.append(["permuted truth: TPR %, AUC", *(f"{_percent(row)}, {row['auc']:.3f}" for row in null)])
+    return _table(["control", *map(_zoo, zoos)], lines)
 
 
 def coverage(result: Result) -> str:
