@@ -35,7 +35,7 @@ def main(
         zoos = [OPEN[name].zoo(seed) for seed in seeds]
         found = answer(zoos, folder / name)
         Console(width=140).print(told.table(found.rows, f"{name}, seeds {', '.join(map(str, seeds))}"))
-        print(found.document["verdict"])
+        print(*told.lines(found.document), sep="\n")
         if seeds != CLAIMED:
             continue
         rows = [{"zoo": name} | row for row in found.rows]

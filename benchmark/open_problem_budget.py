@@ -22,7 +22,7 @@ from benchmark.open_problem_rows import Row, Scores, confidence, kept, table
 from benchmark.record import RESULTS
 from benchmark.zoos import OPEN, Fixed
 from blackbox import rmia
-from glasslab.likelihood import Variance, fit, ratio
+from glasslab.likelihood import Rule, Variance, fit, ratio
 from glasslab.signals import phi
 from glasslab.split import stream, subseed
 from glasslab.train import resolve, train
@@ -34,6 +34,7 @@ from whitebox.influence import Leverage
 from whitebox.kronecker import logits
 from whitebox.score_test import by_aux, score_test
 from workbench.evidence import one_thread
+from workbench.open_problem.bought import affordable, lira
 from workbench.open_problem.frozen import W
 
 PLAYED: Final[Mapping[str, int]] = {"digits": 40, "fashion_mlp": 16}  # targets of each zoo
@@ -160,7 +161,7 @@ def bought(folder: Path) -> list[Row]:
         w = next(row for row in held if row.get("attack") == "W" and row["seed"] == 0)
         zoo = fixed.zoo(0)
         each = seconds_a_shadow(zoo)
-        q = (fixed.shadows + int(w["seconds"] / each)) // 2 * 2
+        q = fixed.shadows + affordable(w["seconds"], each)
         scores = kept(folder / f"{name}-{q}.safetensors", partial(more, fixed, q))
         about = {"zoo": name, "seconds_of_W": w["seconds"], "seconds_a_shadow": each, "bought": q}
         found = table([scores], [zoo.target_member], (0,), f"lira-{fixed.shadows}")
@@ -179,14 +180,6 @@ def seconds_a_shadow(zoo: Zoo) -> float:
 
 
 def more(fixed: Fixed, q: int) -> Scores:
-    """LiRA with all q shadows and with those that the zoo has, by three spread rules."""
-    zoo = fixed.zoo(0, shadows=q)
-    S, s = (phi(zoo.answers(kind)[:, :, 0], zoo.pool.y) for kind in ("shadow", "target"))
-    found: Scores = {}
-    with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rules: dict[str, Variance] = {"": "shrunk", "-record": "record", "-pooled": "pooled"}
-        for m in (fixed.shadows, q):
-            for end, rule in rules.items():
-                found[f"lira-{m}{end}"] = ratio(s, fit(S[:m], zoo.shadow_member[:m], variance=rule))
-    return found
+    """LiRA with the shadows that the zoo has and with all q, by two spread rules."""
+    zoo, rules = fixed.zoo(0, shadows=q), dict[str, Rule]({"": "shrunk", "-record": "record"})
+    return {f"lira-{m}{end}": lira(zoo, m, rule) for m in (fixed.shadows, q) for end, rule in rules.items()}

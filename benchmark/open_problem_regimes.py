@@ -16,16 +16,16 @@ import tyro
 from benchmark import record
 from benchmark.invert import say
 from benchmark.open_problem_budget import PLAYED, bought, budget
-from benchmark.open_problem_positive import positive
 from benchmark.open_problem_rows import Row
 from benchmark.open_problem_tuned import finetuning
 from glasslab.results import strict
+from workbench.open_problem.positive import LOUD, positive
 
 PARTS: Mapping[str, Callable[[Path], list[Row]]] = {
     "finetuning": finetuning,
     "budget": budget,
     "bought": bought,
-    "positive": positive,
+    "positive": lambda _: [dict(positive(loud)) for loud in (1.0, LOUD)],
 }
 
 
@@ -66,9 +66,8 @@ def figures(held: Mapping[str, list[Row]]) -> dict[str, float]:
             key = f"{name}_{attack.replace('-', '_')}_over_lira_q"
             found |= {key: rows[attack]["ratio_to_lira-q"], f"{key}_low": rows[attack]["low"]}
     for row in held["positive"]:
-        if row["attack"] == "best-direction" and row["seed"] == "all":
-            key = f"positive_control_rho_{row['rho']:.1f}"
-            found |= {key: row["ratio_to_lira"], f"{key}_low": row["low"], f"{key}_high": row["high"]}
+        key = f"positive_control_rho_{row['rho']:.1f}"
+        found |= {key: row["ratio_to_lira"], f"{key}_low": row["low"], f"{key}_high": row["high"]}
     return {key: float(value) for key, value in found.items() if value is not None}
 
 

@@ -11,6 +11,7 @@ results/open_problem_tables.json of all that are there.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -41,10 +42,12 @@ from benchmark.open_problem_cases import (
 from benchmark.zoos import OPEN, Fixed
 from blackbox import bavaria, rmia
 from glasslab import signals
+from glasslab.data import Data
 from glasslab.datasets import load
 from glasslab.design import Kind
 from glasslab.likelihood import Rule, fit, ratio
 from glasslab.results import strict
+from glasslab.split import stream
 from glasslab.store import write
 from glasslab.zoo import Zoo
 from whitebox.decode import bits
@@ -87,6 +90,22 @@ def decay() -> list[Row]:
             about = {"weight_decay": weight_decay, "epochs": epochs}
             rows += averaged(small(f"weight_decay={weight_decay},epochs={epochs}"), about)
     return rows
+
+
+def labels() -> list[Row]:
+    """Labels that are drawn anew for a share of all records, those of the test set too."""
+    rows = []
+    for share in (0.0, 0.05, 0.2):
+        rows += averaged(replace(small(), data=partial(mislabelled, share)), {"share": share})
+    return rows
+
+
+def mislabelled(share: float) -> Data:
+    """Digits, some of them with a class at random."""
+    data = load("digits")
+    wrong = torch.rand(len(data), generator=stream(0, "which labels")) < share
+    other = torch.randint(data.classes, (len(data),), generator=stream(0, "labels"))
+    return replace(data, y=torch.where(wrong, other, data.y))
 
 
 def augmentation() -> list[Row]:
@@ -158,6 +177,7 @@ def defence() -> list[Row]:
 TABLES: Mapping[str, Callable[[], list[Row]]] = {
     "coverage": coverage,
     "decay": decay,
+    "labels": labels,
     "augmentation": augmentation,
     "norm": norm,
     "layers": layers,

@@ -138,6 +138,7 @@ TABLES: dict[str, tuple[Path, tuple[str, ...], Callable[..., str]]] = {
     "layers": (OPEN, ("open_problem_tables",), readme_open.layers),
     "settings": (OPEN, ("open_problem_tables",), readme_open.settings),
     "shadows": (OPEN, ("open_problem_tables",), readme_open.shadows),
+    "labels": (OPEN, ("open_problem_tables",), readme_open.sweep(["labels"], "share")),
     "augmentation": (OPEN, ("open_problem_tables",), readme_open.sweep(["augmentation"], "data", "augment")),
     "norm": (OPEN, ("open_problem_tables",), readme_open.sweep(["norm"], "norm")),
     "defence": (OPEN, ("open_problem_tables",), told(readme_open.sweep(["defence"], "defence", "strength"))),

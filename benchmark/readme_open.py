@@ -6,7 +6,7 @@ from typing import Any
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
 OURS = ("decode", "dual", "lira")  # columns of a table in which one thing is changed
-NAMES = {"lira": "LiRA", "best-direction": "best direction"}
+NAMES = {"lira": "LiRA"}
 FREE = ("dual", "dual-shaped", "decode")
 ON_SHADOWS = ("dual-ratio", "dual-shaped-ratio", "lira", "rmia", "bavaria")
 
@@ -200,12 +200,8 @@ def bought(result: Result) -> str:
 
 def positive(result: Result) -> str:
     """The simulated world."""
-    rows = [row for row in result["rows"] if row["part"] == "positive" and row["seed"] == "all"]
-    lines = []
-    for rho in _seen(row["rho"] for row in rows):
-        at = {row["attack"]: row for row in rows if row["rho"] == rho}
-        best = at["best-direction"]
-        lines.append([f"{rho:.2f}", _percent(best), _percent(at["lira"]), _times(best)])
+    rows = [row for row in result["rows"] if row["part"] == "positive"]
+    lines = [[f"{row['rho']:.2f}", _percent(row), f"{100 * row['lira']:.2f}", _times(row)] for row in rows]
     return _table(["rho", "best direction", "LiRA", "ratio"], lines)
 
 

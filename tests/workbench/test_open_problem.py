@@ -11,7 +11,8 @@ from glasslab.signals import phi
 from glasslab.split import stream
 from whitebox.gram import Gram
 from workbench.cli import main
-from workbench.open_problem import judged, parts, run
+from workbench.open_problem import command, judged, parts, run
+from workbench.open_problem.bought import affordable
 from workbench.open_problem.frozen import CLAIMED, W
 from workbench.open_problem.scores import black
 
@@ -161,6 +162,32 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert held["resolved"] is False
     assert {row["attack"] for row in held["rows"]} >= {"W", "B", "lira", "decode", *CONTROLS}
     assert (tmp_path / "out" / "roc.png").stat().st_size > 1000
+    bought = next(row for row in held["rows"] if row["attack"] == "lira-bought")
+    assert bought["shadows"] > 12
+    for line in ("permuted truth: W reads", "positive control", "W less B", "W against B: "):
+        assert line in said.err
+    assert held["positive_control"]["rho"] > 1.2
+
+
+def test_no_bought_trains_no_further_shadow(tmp_path, monkeypatch, found):
+    monkeypatch.setenv("GLASSLAB_ZOO", str(tmp_path / "zoo"))
+    asked = []
+
+    def answer(zoos, folder, *, bought):
+        asked.append(bought)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "answer", answer)
+    words = ["open-problem", "--shadows", "12", "--targets", "2", "--records", "60", "--recipe"]
+    words += ["epochs=2,weight_decay=0.003", "--out", str(tmp_path / "out")]
+    assert [main(words), main([*words, "--no-bought"])] == [130, 130]
+    assert asked == [True, False]
+    assert "lira-bought" not in found.scores
+
+
+@pytest.mark.parametrize(("seconds", "each", "wanted"), [(10.0, 1.0, 10), (11.9, 2.0, 4), (0.5, 1.0, 0)])
+def test_shadows_are_bought_in_whole_pairs(seconds, each, wanted):
+    assert affordable(seconds, each) == wanted
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ USUAL = "weight_decay=0.002"  # of a recipe that the user leaves as it is: witho
 PROBE = 1000  # candidates of the system that is solved to see how fast this machine is
 
 
-def open_problem(options: ZooOptions, seeds: Sequence[int], out: Path | None) -> int:
+def open_problem(options: ZooOptions, seeds: Sequence[int], out: Path | None, bought: bool = True) -> int:
     """0. Raises ValueError, before any training, for zoos that the protocol cannot be run on."""
     start = perf_counter()
     options = replace(options, recipe=options.recipe or USUAL)
@@ -39,19 +39,18 @@ def open_problem(options: ZooOptions, seeds: Sequence[int], out: Path | None) ->
         models, seconds = sum(a.models_to_train for a in ahead), sum(a.seconds for a in ahead)
         steps.say(f"{len(orders)} zoos: {models} models to train, about {seconds / 60:.1f} min")
     zoos = [steps.trained(order) for order in orders]
-    steps.say(
-        f"signals of {_models(zoos[0])} models a seed, about {estimate(zoos[0]) * len(zoos) / 60:.1f} min"
-    )
+    minutes = estimate(zoos[0]) * len(zoos) / 60
+    again = ", and as long again to train what LiRA gets for it" if bought else ""
+    steps.say(f"signals of {_models(zoos[0])} models a seed, about {minutes:.1f} min{again}")
     folder = out or Path("runs") / f"open-problem-{first.data.name}-{zoos[0].key[:8]}"
     try:
-        found = answer(zoos, folder)
+        found = answer(zoos, folder, bought=bought)
     except KeyboardInterrupt:
         raise Stopped(f"finished signals are kept in {folder}; the same command goes on from there") from None
     title = f"{first.data.name}, {first.recipe.net}, seeds {', '.join(str(z.seed) for z in zoos)}"
     Console(width=None if sys.stdout.isatty() else steps.WIDTH).print(told.table(found.rows, title))
-    won = found.document["verdict"]
-    for rival, key in (("LiRA", "won_against_lira"), ("B", "won_against_blackbox_stack")):
-        steps.say(f"W against {rival}: {'won' if won[key] else 'not won'}")
+    for line in told.lines(found.document):
+        steps.say(line)
     command = shlex.join(["glasslab", *sys.argv[1:]])
     manifest = provenance(seed=zoos[0].seed, device=zoos[0].device, command=command)
     document = {"manifest": manifest | {"seconds": perf_counter() - start}} | found.document

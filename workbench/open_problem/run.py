@@ -15,9 +15,11 @@ from glasslab.recipe import Recipe
 from glasslab.zoo import Zoo
 from whitebox.score_test import Rho
 from workbench.open_problem import judged
+from workbench.open_problem.bought import with_bought
 from workbench.open_problem.frozen import TRIED, Config
 from workbench.open_problem.frozen import W as FROZEN
 from workbench.open_problem.parts import LEAST, parts
+from workbench.open_problem.positive import positive
 from workbench.open_problem.scores import Scored, scored
 
 
@@ -43,21 +45,31 @@ def check(recipe: Recipe, m: int, t: int) -> None:
 
 
 def answer(
-    zoos: Sequence[Zoo], folder: str | Path, config: Config = FROZEN, *, draws: int = DRAWS, show: bool = True
+    zoos: Sequence[Zoo],
+    folder: str | Path,
+    config: Config = FROZEN,
+    *,
+    draws: int = DRAWS,
+    bought: bool = False,
+    show: bool = True,
 ) -> Answer:
     """Runs it on zoos that differ in their seed alone. Signals that lie in `folder` are read, not remade.
 
-    Raises ValueError as `check` does.
+    `bought` trains further shadows for as long as W's signals took, and adds LiRA with them. Raises
+    ValueError as `check` does.
     """
     for zoo in zoos:
         check(zoo.recipe, len(zoo.shadow_member), len(zoo.target_member))
     found = [_scored(zoo, config, Path(folder), show) for zoo in zoos]
+    if bought:
+        found = [with_bought(zoo, one, show=show) for zoo, one in zip(zoos, found, strict=True)]
     truth = [zoo.target_member for zoo in zoos]
     seeds = [zoo.seed for zoo in zoos]
     rows = judged.table([f.scores for f in found], truth, seeds, draws=draws)
     seconds = {name: sum(f.seconds[name] for f in found) / len(found) for name in found[0].seconds}
     for row in rows:
         row["seconds"] = seconds.get(row["attack"])
+        row["shadows"] = max(f.shadows[row["attack"]] for f in found)
     null = judged.table(
         [{k: f.scores[k] for k in ("lira", "B", "W")} for f in found],
         [judged.permuted(m, z.seed) for m, z in zip(truth, zoos, strict=True)],
@@ -82,6 +94,7 @@ def answer(
         ],
         "rows": rows,
         "permuted_truth": null,
+        "positive_control": dict(positive(draws=draws // 4)),  # 150,000 scores a draw
     }
     return Answer(document, rows, found[0].scores, truth[0], _rho(zoos[0]))
 

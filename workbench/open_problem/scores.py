@@ -1,7 +1,7 @@
 """Scores of every attack on one zoo: B and W, their rivals, and the controls of W."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
@@ -30,10 +30,11 @@ SOLVED: Final = ("dual", "shape", "shadow_dual", "shadow_shape")
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Every attack's scores, the seconds that its signals took, and what was chosen on shadows."""
+    """Every attack's scores, seconds of signals and number of shadows; and the spread rule of LiRA."""
 
     scores: Scores
     seconds: Mapping[str, float]
+    shadows: Mapping[str, int]
     rule: Rule
 
 
@@ -107,7 +108,13 @@ def scored(zoo: Zoo, config: Config, of_shadows: Sequence[Part], of_targets: Seq
         "decode": alone,
         "dual": alone,
     }
-    return Scored(found, took, rule)
+    return Scored(found, took, _shadows(found, len(member)), rule)
+
+
+def _shadows(names: Iterable[str], m: int) -> dict[str, int]:
+    """How many each attack needs: all, but for some."""
+    few = {f"lira-{q}": q for q in FEW} | dict.fromkeys(("loss", "dual", "dual-shaped", "decode"), 0)
+    return {name: few.get(name, 1 if name == "decode-shadow" else m) for name in names}
 
 
 @dataclass(frozen=True, eq=False)

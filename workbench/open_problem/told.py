@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from glasslab import metrics
 from glasslab.results import strict
-from workbench.open_problem.judged import Row
+from workbench.open_problem.judged import BLACK, LIRA, WHITE, Row
 
 HEADS: Final = {
     "tpr_at_0.1pct": "TPR 0.1 %",
@@ -30,10 +30,10 @@ LEAST: Final = 1e-5
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """Percent, AUC, and ratios with their intervals."""
+    """Percent, AUC, ratios with their intervals; shadows, and seconds of signals."""
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     drawn.add_column("attack", no_wrap=True)
-    for head in (*HEADS.values(), "over LiRA", "over B"):
+    for head in (*HEADS.values(), "over LiRA", "over B", "shadows", "seconds"):
         drawn.add_column(head, justify="right", no_wrap=True)
     for row in (row for row in rows if row["seed"] == "all"):
         percent = [f"{100 * row[name]:.2f}" for name in ("tpr_at_0.1pct", "tpr_at_1pct")]
@@ -41,8 +41,27 @@ def table(rows: Sequence[Row], title: str) -> Table:
             _ratio(row, *names)
             for names in (("ratio_to_lira", "low", "high"), ("ratio_to_blackbox_stack", "low_bb", "high_bb"))
         ]
-        drawn.add_row(row["attack"], *percent, f"{row['auc']:.3f}", *beside)
+        cost = [str(row["shadows"]), "-" if row["seconds"] is None else f"{row['seconds']:.1f}"]
+        drawn.add_row(row["attack"], *percent, f"{row['auc']:.3f}", *beside, *cost)
     return drawn
+
+
+def lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """What the table does not say: W's lead in AUC and at 1 % FPR, permuted truth, the positive control."""
+    for seed, of_seed in zip(document["seeds"], document["differences"], strict=True):
+        for rival, name in ((LIRA, "LiRA"), (BLACK, "B")):
+            ends = {
+                k: f"{v['value']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]" for k, v in of_seed[rival].items()
+            }
+            yield f"seed {seed}: W less {name}: AUC {ends['auc']}, TPR at 1 % FPR {ends['tpr_at_1pct']}"
+    null = next(r for r in document["permuted_truth"] if (r["attack"], r["seed"]) == (WHITE, "all"))
+    yield f"permuted truth: W reads {100 * null['tpr_at_0.1pct']:.2f} % at 0.1 % FPR, AUC {null['auc']:.3f}"
+    known = document["positive_control"]
+    over = _ratio(known, "ratio_to_lira", "low", "high")
+    yield f"positive control, a simulated world of rho {known['rho']:.2f}: weights over LiRA {over}"
+    yield f"configurations of W tried before it was frozen: {document['configurations_tried']}"
+    for rival, key in (("LiRA", "won_against_lira"), ("B", "won_against_blackbox_stack")):
+        yield f"W against {rival}: {'won' if document['verdict'][key] else 'not won'}"
 
 
 def roc(scores: Mapping[str, Float64[Tensor, "t n"]], truth: Bool[Tensor, "t n"], title: str) -> Figure:
