@@ -147,7 +147,7 @@ def open_problem(
     *,
     seeds: Seeds = (),
     out: Annotated[Path | None, By(metavar="DIR", help_behavior_hint="(default: by data and zoo)")] = None,
-    bought: bool = True,
+    no_bought: bool = False,
 ) -> int:
     """Does holding the weights beat LiRA? Judges one frozen white-box attack, W, by a fixed protocol.
 
@@ -158,11 +158,11 @@ def open_problem(
     Args:
         seeds: Zoos that are judged together, each split and trained anew.
         out: Folder for the results.
-        bought: Train as many further shadows as W's seconds pay for, and print LiRA with them.
+        no_bought: Leave out LiRA with the further shadows that W's seconds would have trained: half the time.
     """
     from workbench.open_problem import command
 
-    return command.open_problem(zoo, seeds, out, bought)
+    return command.open_problem(zoo, seeds, out, bought=not no_bought)
 
 
 def zoo() -> int:

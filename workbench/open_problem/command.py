@@ -26,7 +26,7 @@ USUAL = "weight_decay=0.002"  # of a recipe that the user leaves as it is: witho
 PROBE = 1000  # candidates of the system that is solved to see how fast this machine is
 
 
-def open_problem(options: ZooOptions, seeds: Sequence[int], out: Path | None, bought: bool = True) -> int:
+def open_problem(options: ZooOptions, seeds: Sequence[int], out: Path | None, *, bought: bool) -> int:
     """0. Raises ValueError, before any training, for zoos that the protocol cannot be run on."""
     start = perf_counter()
     options = replace(options, recipe=options.recipe or USUAL)
