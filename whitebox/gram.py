@@ -21,7 +21,7 @@ from whitebox.kronecker import with_factors
 from whitebox.last_layer import own_less_wrong
 from whitebox.rules import Batch, Instance
 
-FORMED: Final = 2**22  # numbers of the gradients that are formed at once
+FORMED: Final = 2**22  # numbers of the gradients of a convolution that are formed at once
 FREE: Final = 1e-4  # cosine of gradient and weights, below which a layer's scale does not matter to its net
 NORMS: Final = (*Batch, *Instance, nn.GroupNorm, nn.LayerNorm)
 
@@ -143,6 +143,10 @@ def _gram(a: Float[Tensor, "n t i1"], delta: Float[Tensor, "n t o"], theta: Floa
     if a.shape[1] == 1:
         a, delta = a[:, 0], delta[:, 0]
         return Gram((a @ a.T) * (delta @ delta.T), ((a @ theta.T) * delta).sum(1), square, size)
-    rows = max(1, FORMED // size)
-    J = torch.cat([(d.mT @ v).flatten(1) for v, d in zip(a.split(rows), delta.split(rows), strict=True)])
-    return Gram(J @ J.T, J @ theta.flatten(), square, size)
+    G, b = theta.new_zeros(len(a), len(a)), theta.new_zeros(len(a))
+    channels = max(1, FORMED // (len(a) * theta.shape[1]))
+    for d, own in zip(delta.split(channels, 2), theta.split(channels), strict=True):
+        J = (d.mT @ a).flatten(1)
+        G.addmm_(J, J.T)
+        b += J @ own.flatten()
+    return Gram(G, b, square, size)
