@@ -59,7 +59,6 @@ KINDS: Final[tuple[Kind, ...]] = ("shadow", "target")
 SHADOWS: Final = (2, 4, 16, 64)
 RECORDS: Final = (1000, 2000, 4000)
 MOST: Final = 10_000
-NEGATIVES: Final = 10_000  # of a seed, in the table of sizes
 _LENET = "norm=none,precision=float32,epochs=40,batch=64,lr=0.05,weight_decay=0.002"
 
 
@@ -149,12 +148,9 @@ def width() -> list[Row]:
 
 
 def size(records: Sequence[int] = RECORDS) -> list[Row]:
-    """More candidates on a net of one size; of more targets where there are few non-members in each."""
-    rows = []
-    for n in records:
-        fixed = replace(OPEN["fashion_mlp"], records=n, shadows=16, targets=NEGATIVES * 2 // n)
-        rows += averaged(fixed, {"records": n})
-    return rows
+    """More candidates on a net of one size."""
+    whole = replace(OPEN["fashion_mlp"], shadows=4, targets=2)
+    return [row for n in records for row in averaged(replace(whole, records=n), {"records": n})]
 
 
 def size_most() -> list[Row]:
