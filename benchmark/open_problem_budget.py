@@ -40,7 +40,7 @@ from workbench.open_problem.frozen import W
 PLAYED: Final[Mapping[str, int]] = {"digits": 40, "fashion_mlp": 4}  # targets of each zoo
 TIMED: Final = (4, 16)  # shadows whose training is timed; a line through both stands for other numbers
 HEADS: Final = 96
-BUYERS: Final = ("digits",)  # zoos for which LiRA gets what W's seconds buy; the others take as long again as W
+BUYERS: Final = ("digits",)  # zoos in which LiRA gets what the seconds of W buy
 
 
 def free(zoo: Zoo, a: int) -> Mapping[str, Callable[[nn.Module], Tensor]]:
