@@ -49,7 +49,8 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
     """What the table does not say: costs, W's lead in AUC and at 1 % FPR, controls, the verdict."""
     for row in document["rows"]:
         if row["seed"] == "all" and row["seconds"] is not None:
-            yield f"{row['attack']}: {row['shadows']} shadows, {row['seconds']:.1f} s a seed beside the zoo's training"
+            beside = f"{row['seconds']:.1f} s a seed beside the zoo's training"
+            yield f"{row['attack']}: {row['shadows']} shadows, {beside}"
     for seed, of_seed in zip(document["seeds"], document["differences"], strict=True):
         for rival, name in ((LIRA, "LiRA"), (BLACK, "B")):
             ends = {
