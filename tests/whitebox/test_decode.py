@@ -4,15 +4,12 @@ import copy
 import itertools
 import math
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
+from rest import DECAY, C, at_rest, draw, world
 from scipy.stats import norm, spearmanr
 from torch import nn
-from torch.autograd.functional import hessian
-from torch.func import functional_call, grad
-from torch.nn.functional import cross_entropy
 
 from glasslab import signals
 from glasslab.metrics import auc, tpr_at_fpr
@@ -23,7 +20,6 @@ from whitebox.decode import Law, bits, decode, decode_shadow, inverse_lower, pos
 from whitebox.dual import solve
 from whitebox.gram import Gram, grams, pooled
 
-DECAY, C = 0.02, 3
 LAW = Law(noise=1.0, rho=0.5, tau=0.1)
 
 
@@ -196,54 +192,6 @@ def test_the_theorys_law_finds_what_it_made():
 
 
 # Weights at rest
-
-
-def blank(kind, d):
-    if kind == "linear":
-        return nn.Linear(d, C, bias=False).double().eval()
-    return nn.Sequential(nn.Linear(d, 5), nn.Tanh(), nn.Linear(5, C)).double().eval()
-
-
-def at_rest(kind, x, y, seed=0):
-    """Trained until the gradient of mean loss + decay / 2 |theta|^2 is 0: L-BFGS, then Newton's method."""
-    model = blank(kind, x.shape[1])
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-
-    def loss(flat):
-        parts = flat.split([s.numel() for s in shapes.values()])
-        named = {n: part.view(s) for (n, s), part in zip(shapes.items(), parts, strict=True)}
-        return cross_entropy(functional_call(model, named, (x,)), y) + DECAY / 2 * flat.square().sum()
-
-    size = sum(s.numel() for s in shapes.values())
-    flat = (0.5 * torch.randn(size, generator=stream(seed, "start")).double()).requires_grad_()
-    descent = torch.optim.LBFGS([flat], max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-
-    def step():
-        descent.zero_grad()
-        value = loss(flat)
-        value.backward()
-        return value
-
-    descent.step(step)
-    at = flat.detach()
-    for _ in range(4):
-        at = at - torch.linalg.solve(hessian(loss, at), grad(loss)(at))
-    assert grad(loss)(at).abs().max() < 1e-11
-    torch.nn.utils.vector_to_parameters(at, model.parameters())
-    return model.requires_grad_(False)
-
-
-def draw(n, d, seed, name="pool"):
-    u = stream(seed, name)
-    return torch.randn(n, d, generator=u).double(), torch.randint(C, (n,), generator=u)
-
-
-@cache
-def world(kind="linear", seed=0, n=24, d=16):
-    """(model, x, y, member): half of the candidates trained it."""
-    x, y = draw(n, d, seed)
-    member = shadow_rows(2, n, seed)[0]
-    return at_rest(kind, x[member], y[member], seed), x, y, member
 
 
 SHARP = Law(noise=1e-4, rho=0.02, tau=1e-3)  # weights that are all that theory says
